@@ -1,0 +1,3 @@
+from .configuration_interbert import InterBERTConfig
+
+__all__ = ["InterBERTConfig"]

@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""
+Converts a checkpoint of the authors' release (GitHub black4321/InterBERT, 2020) to a folder for `from_pretrained`.
+
+    python examples/convert_original_checkpoint.py pytorch_model_9.bin bert_base_6layer.json interbert-converted
+
+The tests' small one:
+
+    python examples/convert_original_checkpoint.py \\
+        tests/fixtures/parity/released_layout/pretraining_checkpoint.bin \\
+        tests/fixtures/parity/released_layout/original_config.json \\
+        outputs/converted
+
+With `--tokenizer_name bert-base-uncased` the processor is written too.
+"""
+
+import argparse
+
+from transformers import AutoTokenizer
+
+from modeling_interbert.conversion import convert_original_checkpoint
+from processing import InterBERTProcessor
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Convert a checkpoint of the authors' InterBERT release.")
+    parser.add_argument("checkpoint", help="The release's .bin file (pretraining or task model).")
+    parser.add_argument("config", help="The release's JSON configuration of that model.")
+    parser.add_argument("output_dir", help="Folder to write the converted model to.")
+    parser.add_argument(
+        "--tokenizer_name", help="Hub name or folder of the BERT tokenizer that the checkpoint was trained with."
+    )
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    model = convert_original_checkpoint(args.checkpoint, args.config)
+    model.save_pretrained(args.output_dir)
+    if args.tokenizer_name is not None:
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
+        processor = InterBERTProcessor(tokenizer, region_feature_size=model.config.region_feature_size)
+        processor.save_pretrained(args.output_dir)
+    print(f"{model.num_parameters():,} parameters written to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

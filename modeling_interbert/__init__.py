@@ -1,0 +1,15 @@
+from .modeling_interbert import (
+    InterBERTForPreTraining,
+    InterBERTForPreTrainingOutput,
+    InterBERTModel,
+    InterBERTModelOutput,
+    InterBERTPreTrainedModel,
+)
+
+__all__ = [
+    "InterBERTForPreTraining",
+    "InterBERTForPreTrainingOutput",
+    "InterBERTModel",
+    "InterBERTModelOutput",
+    "InterBERTPreTrainedModel",
+]

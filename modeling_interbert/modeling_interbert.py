@@ -1,0 +1,874 @@
+"""InterBERT in PyTorch (paper: arXiv 2003.13198).
+
+A single-stream *interaction module* encodes `[image regions ; text tokens]` together; a two-stream *independence
+module* then encodes the text positions and the image positions each on their own, so that every modality keeps a
+representation of its own (paper, section 3).
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, BertForMaskedLM, BertModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_interbert import InterBERTConfig
+
+MODULES = ("interaction", "text", "image")
+RECORDED_OUTPUTS = [f"{module}_{kind}" for module in MODULES for kind in ("hidden_states", "attentions")]
+
+
+@dataclass
+class InterBERTModelOutput(ModelOutput):
+    """
+    Output of [`InterBERTModel`]. Fields of a modality that was not given are None.
+
+    Args:
+        text_last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`):
+            Output of the text stream.
+        vision_last_hidden_state (`torch.FloatTensor` of shape `(batch, regions + 1, hidden_size)`):
+            Output of the vision stream; position 0 is the whole image.
+        text_pooler_output, vision_pooler_output (`torch.FloatTensor` of shape `(batch, pooler_size)`):
+            Position 0 of each stream through its pooler: linear layer and ReLU.
+        interaction_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
+            `(batch, regions + 1 + tokens, hidden_size)`, image positions first: the embeddings, then the output of
+            every interaction layer.
+        text_hidden_states, image_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
+            Output of every layer of the stream; the first one read its part of `interaction_hidden_states[-1]`.
+        interaction_attentions, text_attentions, image_attentions (`tuple(torch.FloatTensor)`, with
+            `output_attentions=True`): Attention probabilities `(batch, heads, positions, positions)` of every layer.
+    """
+
+    text_last_hidden_state: torch.FloatTensor | None = None
+    vision_last_hidden_state: torch.FloatTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
+    vision_pooler_output: torch.FloatTensor | None = None
+    interaction_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    interaction_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class InterBERTForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`InterBERTForPreTraining`]. The recorded outputs are those of [`InterBERTModelOutput`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with any labels): Sum of the losses below.
+        mlm_loss (`torch.FloatTensor` of shape `()`, with `labels`): Cross-entropy of the scored tokens.
+        region_loss (`torch.FloatTensor` of shape `()`, with `region_targets`): Loss of the scored regions.
+        itm_loss (`torch.FloatTensor` of shape `()`, with `itm_labels`): Cross-entropy of matched against mismatched.
+        mlm_logits (`torch.FloatTensor`):
+            `(batch, tokens, vocab_size)`; with `labels` only the scored tokens in row-major order,
+            `(scored, vocab_size)`.
+        region_logits (`torch.FloatTensor`):
+            `(batch, regions, num_region_classes)`, without the whole-image position; with `region_targets` only the
+            scored regions in row-major order, `(scored, num_region_classes)`. The last dimension is
+            `region_feature_size` where `config.region_objective` is "feature".
+        itm_logits (`torch.FloatTensor` of shape `(batch, 2)`): Column 0: text and image match; 1: they do not.
+    """
+
+    loss: torch.FloatTensor | None = None
+    mlm_loss: torch.FloatTensor | None = None
+    region_loss: torch.FloatTensor | None = None
+    itm_loss: torch.FloatTensor | None = None
+    mlm_logits: torch.FloatTensor | None = None
+    region_logits: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    interaction_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    interaction_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out: the one implementation that returns the attention probabilities."""
+    attention_scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attention_scores = attention_scores + attention_mask
+    attention_probs = nn.functional.softmax(attention_scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    attention_probs = nn.functional.dropout(attention_probs, p=dropout, training=module.training)
+    return torch.matmul(attention_probs, value).transpose(1, 2).contiguous(), attention_probs
+
+
+class InterBERTAttention(nn.Module):
+    """Multi-head self-attention through transformers' attention interface."""
+
+    def __init__(self, config: InterBERTConfig, num_heads: int, dropout: float):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // num_heads
+        self.scaling = self.head_size**-0.5
+        self.attention_dropout = dropout
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, attn_implementation: str
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        head_shape = (*input_shape, -1, self.head_size)
+        query = self.query(hidden_states).view(head_shape).transpose(1, 2)  # (batch, heads, positions, head_size)
+        key = self.key(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.value(hidden_states).view(head_shape).transpose(1, 2)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_probs = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+        )
+        attention_output = attention_output.reshape(*input_shape, -1).contiguous()
+        return self.output(attention_output), attention_probs
+
+
+class InterBERTLayer(GradientCheckpointingLayer):
+    """Transformer layer with the LayerNorm after each residual connection, as in BERT."""
+
+    def __init__(
+        self,
+        config: InterBERTConfig,
+        num_heads: int,
+        intermediate_size: int,
+        hidden_dropout: float,
+        attention_dropout: float,
+    ):
+        super().__init__()
+        self.attention = InterBERTAttention(config, num_heads, attention_dropout)
+        self.attention_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.intermediate = nn.Linear(config.hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(intermediate_size, config.hidden_size)
+        self.output_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(hidden_dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, attn_implementation: str
+    ) -> torch.Tensor:
+        attention_output, _ = self.attention(hidden_states, attention_mask, attn_implementation)
+        hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attention_output))
+        layer_output = self.output(self.activation(self.intermediate(hidden_states)))
+        return self.output_layer_norm(hidden_states + self.dropout(layer_output))
+
+
+def mlp(input_size: int, output_size: int, activation: str) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(input_size, output_size), ACT2FN[activation], nn.Linear(output_size, output_size))
+
+
+class InterBERTTextEmbeddings(nn.Module):
+    """Sum of word, position and token type embeddings, LayerNorm, dropout."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        self.max_position_embeddings = config.max_position_embeddings
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        if config.text_position_embedding == "learned":
+            self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.position_embeddings = mlp(1, config.hidden_size, config.hidden_act)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None,
+        token_type_ids: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+    ) -> torch.Tensor:
+        if inputs_embeds is None:
+            inputs_embeds = self.word_embeddings(input_ids)
+        num_tokens = inputs_embeds.shape[1]
+        if num_tokens > self.max_position_embeddings:
+            raise ValueError(
+                f"The text has {num_tokens} tokens, more than `max_position_embeddings` "
+                f"({self.max_position_embeddings})."
+            )
+        if position_ids is None:
+            position_ids = torch.arange(num_tokens, device=inputs_embeds.device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        if isinstance(self.position_embeddings, nn.Embedding):
+            position_embeddings = self.position_embeddings(position_ids)
+        else:
+            # Positions as a share of the longest text, so that the MLP's input stays of order 1.
+            positions = position_ids[..., None].to(inputs_embeds.dtype) / self.max_position_embeddings
+            position_embeddings = self.position_embeddings(positions)
+        embeddings = inputs_embeds + self.token_type_embeddings(token_type_ids) + position_embeddings
+        return self.dropout(self.layer_norm(embeddings))
+
+
+class InterBERTImageEmbeddings(nn.Module):
+    """
+    Embeds the regions of an image, and before them the whole image: position 0 has the mean of the region features
+    and the box (0, 0, 1, 1). Feature and box (corners and area) are embedded apart and added; LayerNorm, dropout.
+    """
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        if config.region_embedding == "linear":
+            self.feature_embeddings = nn.Linear(config.region_feature_size, config.hidden_size)
+            self.box_embeddings = nn.Linear(5, config.hidden_size)
+        else:
+            self.feature_embeddings = mlp(config.region_feature_size, config.hidden_size, config.hidden_act)
+            self.box_embeddings = mlp(5, config.hidden_size, config.hidden_act)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.vision_hidden_dropout_prob)
+
+    def forward(
+        self,
+        region_features: torch.FloatTensor,
+        region_boxes: torch.FloatTensor,
+        region_attention_mask: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        batch_size = region_features.shape[0]
+        if region_attention_mask is None:
+            mean_feature = region_features.mean(dim=1, keepdim=True)
+        else:
+            is_region = region_attention_mask[..., None].to(region_features.dtype)
+            num_regions = is_region.sum(dim=1, keepdim=True).clamp(min=1)
+            mean_feature = (region_features * is_region).sum(dim=1, keepdim=True) / num_regions
+        image_box = region_boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(batch_size, 1, 4)
+        features = torch.cat([mean_feature, region_features], dim=1)  # (batch, regions + 1, region_feature_size)
+        boxes = torch.cat([image_box, region_boxes], dim=1)
+        areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+        boxes = torch.cat([boxes, areas[..., None]], dim=-1)  # (batch, regions + 1, 5)
+
+        dtype = self.layer_norm.weight.dtype
+        embeddings = self.feature_embeddings(features.to(dtype)) + self.box_embeddings(boxes.to(dtype))
+        return self.dropout(self.layer_norm(embeddings))
+
+
+class InterBERTEmbeddings(nn.Module):
+    """Joint sequence of the interaction module: image positions first, then text positions."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        self.text = InterBERTTextEmbeddings(config)
+        self.image = InterBERTImageEmbeddings(config)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None,
+        token_type_ids: torch.LongTensor | None,
+        position_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        region_features: torch.FloatTensor | None,
+        region_boxes: torch.FloatTensor | None,
+        region_attention_mask: torch.LongTensor | None,
+    ) -> torch.Tensor:
+        embeddings = []
+        if region_features is not None:
+            embeddings.append(self.image(region_features, region_boxes, region_attention_mask))
+        if input_ids is not None or inputs_embeds is not None:
+            embeddings.append(self.text(input_ids, token_type_ids, position_ids, inputs_embeds))
+        return torch.cat(embeddings, dim=1)
+
+
+class InterBERTPooler(nn.Module):
+    """A stream's first position through a linear layer and ReLU."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.pooler_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.relu(self.dense(hidden_states[:, 0]))
+
+
+class InterBERTFusion(nn.Module):
+    """The two pooled vectors made one, by product or sum; dropout."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        self.fusion = config.fusion
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, text_pooler_output: torch.Tensor, vision_pooler_output: torch.Tensor) -> torch.Tensor:
+        if self.fusion == "mul":
+            return self.dropout(text_pooler_output * vision_pooler_output)
+        return self.dropout(text_pooler_output + vision_pooler_output)
+
+
+class InterBERTMatchHead(nn.Module):
+    """Whether text and image belong together: logits `(batch, 2)`, column 0 for a match."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__()
+        self.fusion = InterBERTFusion(config)
+        self.classifier = nn.Linear(config.pooler_size, 2)
+
+    def forward(self, text_pooler_output: torch.Tensor, vision_pooler_output: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.fusion(text_pooler_output, vision_pooler_output))
+
+
+class InterBERTPredictionHead(nn.Module):
+    """What a masked position holds: linear layer, activation, LayerNorm, then a linear decoder (as BERT's MLM head)."""
+
+    def __init__(self, config: InterBERTConfig, output_size: int):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, output_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+
+
+class InterBERTPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, loading, and starting from a BERT: what all InterBERT models share."""
+
+    config_class = InterBERTConfig
+    base_model_prefix = "interbert"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InterBERTLayer", "InterBERTEmbeddings"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {
+        "interaction_hidden_states": [
+            OutputRecorder(InterBERTEmbeddings),
+            OutputRecorder(InterBERTLayer, layer_name="interaction_layers"),
+        ],
+        "text_hidden_states": OutputRecorder(InterBERTLayer, layer_name="text_layers"),
+        "image_hidden_states": OutputRecorder(InterBERTLayer, layer_name="vision_layers"),
+        "interaction_attentions": OutputRecorder(InterBERTAttention, index=1, layer_name="interaction_layers"),
+        "text_attentions": OutputRecorder(InterBERTAttention, index=1, layer_name="text_layers"),
+        "image_attentions": OutputRecorder(InterBERTAttention, index=1, layer_name="vision_layers"),
+    }
+
+    @classmethod
+    def from_bert(
+        cls,
+        pretrained_model_name_or_path: str,
+        config: InterBERTConfig | None = None,
+        layout: Literal["paper", "release"] = "paper",
+        **kwargs,
+    ) -> "InterBERTPreTrainedModel":
+        """
+        A new model that starts from a BERT checkpoint: bert-base-uncased, bert-base-chinese, Chinese-BERT-wwm,
+        MacBERT, MiniLM or any other of BERT's architecture. What BERT does not have is initialised randomly.
+
+        Args:
+            pretrained_model_name_or_path (`str`):
+                Hub name or folder of the BERT checkpoint.
+            config (`InterBERTConfig`, *optional*):
+                By default the widths of the BERT, with the layers of `layout`
+                ([`InterBERTConfig.from_bert_config`]).
+            layout (`"paper"` or `"release"`, *optional*, defaults to `"paper"`):
+                `"paper"`: BERT's first layers become the interaction module, the streams start from scratch.
+                `"release"`: the first layers become the interaction module, the following ones the text stream.
+                The word head takes BERT's, where this model has one and the checkpoint has it too.
+            kwargs: Passed on to BERT's `from_pretrained`, such as `revision`, `cache_dir` or `token`.
+
+        Raises:
+            `ValueError`: the checkpoint is no BERT, has too few layers, or differs in a width.
+        """
+        bert_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if bert_config.model_type != "bert":
+            raise ValueError(
+                f"`from_bert` needs a checkpoint of BERT's architecture (model_type 'bert'), but "
+                f"{pretrained_model_name_or_path} has model_type {bert_config.model_type!r}."
+            )
+        if config is None:
+            config = cls.config_class.from_bert_config(bert_config, layout=layout)
+        names = bert_weight_names(config, bert_config, layout)
+        if {"BertForMaskedLM", "BertForPreTraining"} & set(bert_config.architectures or []):
+            bert_weights = BertForMaskedLM.from_pretrained(pretrained_model_name_or_path, **kwargs).state_dict()
+        else:
+            bert = BertModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            bert_weights = {f"bert.{name}": weight for name, weight in bert.state_dict().items()}
+
+        model = cls(config)
+        model_weights = model.state_dict()
+        prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
+        for bert_name, name in names.items():
+            name = name if name.startswith("mlm_head.") else prefix + name
+            if bert_name in bert_weights and name in model_weights:
+                model_weights[name].copy_(bert_weights[bert_name])
+        return model
+
+
+# BERT's parameter names within one layer, and ours. The release kept BERT's names.
+BERT_LAYER_NAMES = {
+    "attention.self.query": "attention.query",
+    "attention.self.key": "attention.key",
+    "attention.self.value": "attention.value",
+    "attention.output.dense": "attention.output",
+    "attention.output.LayerNorm": "attention_layer_norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "output_layer_norm",
+}
+BERT_TEXT_EMBEDDING_NAMES = {
+    "word_embeddings": "word_embeddings",
+    "token_type_embeddings": "token_type_embeddings",
+    "position_embeddings": "position_embeddings",
+    "LayerNorm": "layer_norm",
+}
+
+
+def bert_layer_names(bert_layer: str, layer: str) -> dict[str, str]:
+    """Maps the 16 parameters of a layer in BERT's naming, under `bert_layer`, to ours, under `layer`."""
+    return {
+        f"{bert_layer}.{bert_name}.{kind}": f"{layer}.{name}.{kind}"
+        for bert_name, name in BERT_LAYER_NAMES.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def bert_text_embedding_names(config: InterBERTConfig) -> dict[str, str]:
+    """Maps BERT's text embedding parameters to ours, without the positions where those are an MLP."""
+    names = {
+        f"bert.embeddings.{bert_name}.weight": f"embeddings.text.{name}.weight"
+        for bert_name, name in BERT_TEXT_EMBEDDING_NAMES.items()
+        if bert_name != "position_embeddings" or config.text_position_embedding == "learned"
+    }
+    return names | {"bert.embeddings.LayerNorm.bias": "embeddings.text.layer_norm.bias"}
+
+
+def bert_weight_names(config: InterBERTConfig, bert_config, layout: str) -> dict[str, str]:
+    """Maps the parameters of a `BertForMaskedLM` to those of an InterBERT, after checking that the two fit."""
+    if layout not in ("paper", "release"):
+        raise ValueError(f'`layout` must be "paper" or "release", got {layout!r}.')
+    text_layers = config.num_text_layers if layout == "release" else 0
+    needed = config.num_hidden_layers + text_layers
+    if needed > bert_config.num_hidden_layers:
+        raise ValueError(
+            f"The {layout} layout takes {needed} layers from BERT ({config.num_hidden_layers} interaction, "
+            f"{text_layers} text), but the checkpoint has {bert_config.num_hidden_layers}."
+        )
+    widths = ["vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"]
+    if config.text_position_embedding == "learned":
+        widths.append("max_position_embeddings")
+    for name in widths:
+        if getattr(config, name) != getattr(bert_config, name):
+            raise ValueError(
+                f"`{name}` must be that of the BERT checkpoint, {getattr(bert_config, name)}, got "
+                f"{getattr(config, name)}."
+            )
+
+    names = bert_text_embedding_names(config)
+    for i in range(config.num_hidden_layers):
+        names |= bert_layer_names(f"bert.encoder.layer.{i}", f"interaction_layers.{i}")
+    for i in range(text_layers):
+        names |= bert_layer_names(f"bert.encoder.layer.{config.num_hidden_layers + i}", f"text_layers.{i}")
+    return names | {
+        "cls.predictions.transform.dense.weight": "mlm_head.dense.weight",
+        "cls.predictions.transform.dense.bias": "mlm_head.dense.bias",
+        "cls.predictions.transform.LayerNorm.weight": "mlm_head.layer_norm.weight",
+        "cls.predictions.transform.LayerNorm.bias": "mlm_head.layer_norm.bias",
+        "cls.predictions.decoder.weight": "mlm_head.decoder.weight",
+        "cls.predictions.bias": "mlm_head.decoder.bias",
+    }
+
+
+def check_inputs(
+    config: InterBERTConfig,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    region_features: torch.Tensor | None,
+    region_boxes: torch.Tensor | None,
+    region_attention_mask: torch.Tensor | None,
+):
+    """Raises a `ValueError` that names the input, the expected and the given shape."""
+    if input_ids is not None and inputs_embeds is not None:
+        raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
+    text = input_ids if input_ids is not None else inputs_embeds
+    if text is None and region_features is None:
+        raise ValueError("Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither.")
+    if text is not None and attention_mask is not None and attention_mask.shape != text.shape[:2]:
+        raise ValueError(
+            f"`attention_mask` must have the shape of the text, {tuple(text.shape[:2])}, got "
+            f"{tuple(attention_mask.shape)}."
+        )
+    if region_features is None:
+        if region_boxes is not None or region_attention_mask is not None:
+            raise ValueError("`region_boxes` and `region_attention_mask` need `region_features`, got None.")
+        return
+    if region_features.dim() != 3 or region_features.shape[-1] != config.region_feature_size:
+        raise ValueError(
+            f"`region_features` must have shape (batch, regions, region_feature_size={config.region_feature_size}), "
+            f"got {tuple(region_features.shape)}."
+        )
+    if region_boxes is None:
+        raise ValueError("`region_features` need `region_boxes`, got None.")
+    for name, tensor, expected in (
+        ("region_boxes", region_boxes, (*region_features.shape[:2], 4)),
+        ("region_attention_mask", region_attention_mask, tuple(region_features.shape[:2])),
+    ):
+        if tensor is not None and tuple(tensor.shape) != expected:
+            raise ValueError(f"`{name}` must have shape {expected}, got {tuple(tensor.shape)}.")
+    if text is not None and text.shape[0] != region_features.shape[0]:
+        raise ValueError(
+            f"Text and regions must have the same batch size, got {text.shape[0]} and {region_features.shape[0]}."
+        )
+
+
+class InterBERTModel(InterBERTPreTrainedModel):
+    """The encoder without heads: interaction module, text stream, vision stream and their poolers."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        text_layer = (
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_dropout_prob,
+            config.attention_probs_dropout_prob,
+        )
+        vision_layer = (
+            config.vision_num_attention_heads,
+            config.vision_intermediate_size,
+            config.vision_hidden_dropout_prob,
+            config.vision_attention_probs_dropout_prob,
+        )
+        self.embeddings = InterBERTEmbeddings(config)
+        self.interaction_layers = nn.ModuleList(
+            InterBERTLayer(config, *text_layer) for _ in range(config.num_hidden_layers)
+        )
+        self.text_layers = nn.ModuleList(InterBERTLayer(config, *text_layer) for _ in range(config.num_text_layers))
+        self.vision_layers = nn.ModuleList(
+            InterBERTLayer(config, *vision_layer) for _ in range(config.num_vision_layers)
+        )
+        self.text_pooler = InterBERTPooler(config)
+        self.vision_pooler = InterBERTPooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.text.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings.text.word_embeddings = value
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> InterBERTModelOutput | tuple:
+        r"""
+        Either modality may be left out: then its outputs are None, and a text-only pass has no image positions at all.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                WordPiece tokens, `[CLS]` first.
+            attention_mask (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                1 for tokens, 0 for padding. By default all are tokens.
+            token_type_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                0 for the first text, 1 for the second. By default 0.
+            position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                By default 0, 1, 2, ...
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`, *optional*):
+                Word embeddings in place of `input_ids`.
+            region_features (`torch.FloatTensor` of shape `(batch, regions, region_feature_size)`, *optional*):
+                The detector's feature vector of each region. The model puts the whole image before them.
+            region_boxes (`torch.FloatTensor` of shape `(batch, regions, 4)`, needed with `region_features`):
+                Left, top, right and bottom edge as shares of the image's width and height, in [0, 1].
+            region_attention_mask (`torch.LongTensor` of shape `(batch, regions)`, *optional*):
+                1 for regions, 0 for padding. By default all are regions.
+            output_attentions (`bool`, *optional*):
+                Returns the attention probabilities of all layers. This pass then uses eager attention.
+            output_hidden_states (`bool`, *optional*):
+                Returns the hidden states of all layers.
+            return_dict (`bool`, *optional*):
+                False returns a tuple of the fields that are not None.
+        """
+        check_inputs(
+            self.config, input_ids, attention_mask, inputs_embeds, region_features, region_boxes, region_attention_mask
+        )
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        recorded = {f"output_{module}_attentions": output_attentions for module in MODULES}
+        recorded |= {f"output_{module}_hidden_states": output_hidden_states for module in MODULES}
+        return self._encode(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            region_features,
+            region_boxes,
+            region_attention_mask,
+            # Only eager attention has probabilities to return.
+            attn_implementation="eager" if output_attentions else self.config._attn_implementation,
+            return_dict=self.config.return_dict if return_dict is None else return_dict,
+            **recorded,
+        )
+
+    @capture_outputs
+    def _encode(
+        self,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+        position_ids,
+        inputs_embeds,
+        region_features,
+        region_boxes,
+        region_attention_mask,
+        attn_implementation,
+        **recorded,
+    ) -> InterBERTModelOutput:
+        hidden_states = self.embeddings(
+            input_ids,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            region_features,
+            region_boxes,
+            region_attention_mask,
+        )
+        num_image_positions = 0 if region_features is None else region_features.shape[1] + 1
+        has_text = input_ids is not None or inputs_embeds is not None
+
+        # The whole image, at position 0, is never padding.
+        image_mask = None if region_attention_mask is None else nn.functional.pad(region_attention_mask, (1, 0), value=1)
+        text_mask = attention_mask if has_text else None
+        joint_mask = None
+        if image_mask is not None or text_mask is not None:
+            joint_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
+            if image_mask is not None:
+                joint_mask[:, :num_image_positions] = image_mask
+            if text_mask is not None:
+                joint_mask[:, num_image_positions:] = text_mask
+
+        hidden_states = self._run(self.interaction_layers, hidden_states, joint_mask, attn_implementation)
+        vision_hidden_states, text_hidden_states = hidden_states.split(
+            [num_image_positions, hidden_states.shape[1] - num_image_positions], dim=1
+        )
+        text_last_hidden_state = text_pooler_output = None
+        if has_text:
+            text_last_hidden_state = self._run(self.text_layers, text_hidden_states, text_mask, attn_implementation)
+            text_pooler_output = self.text_pooler(text_last_hidden_state)
+        vision_last_hidden_state = vision_pooler_output = None
+        if region_features is not None:
+            vision_last_hidden_state = self._run(
+                self.vision_layers, vision_hidden_states, image_mask, attn_implementation
+            )
+            vision_pooler_output = self.vision_pooler(vision_last_hidden_state)
+        return InterBERTModelOutput(
+            text_last_hidden_state=text_last_hidden_state,
+            vision_last_hidden_state=vision_last_hidden_state,
+            text_pooler_output=text_pooler_output,
+            vision_pooler_output=vision_pooler_output,
+        )
+
+    def _run(
+        self,
+        layers: nn.ModuleList,
+        hidden_states: torch.Tensor,
+        mask: torch.LongTensor | None,
+        attn_implementation: str,
+    ) -> torch.Tensor:
+        """Runs a stack of layers over `(batch, positions, hidden_size)` with a `(batch, positions)` mask."""
+        config = self.config
+        if attn_implementation != config._attn_implementation:
+            config = copy.copy(config)
+            config._attn_implementation = attn_implementation
+        mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
+        for layer in layers:
+            hidden_states = layer(hidden_states, mask, attn_implementation)
+        return hidden_states
+
+
+def masked_language_modeling_loss(logits: torch.FloatTensor, labels: torch.LongTensor) -> torch.FloatTensor:
+    """Cross-entropy, averaged over the scored tokens. logits `(scored, vocab_size)`, labels `(scored,)`."""
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    return loss / max(labels.shape[0], 1)
+
+
+def region_loss(logits: torch.FloatTensor, targets: torch.Tensor, objective: str) -> torch.FloatTensor:
+    """
+    Averaged over the scored regions. logits `(scored, classes)` or, for "feature", `(scored, region_feature_size)`.
+
+    Args:
+        objective:
+            "soft_class": KL divergence from the detector's class probabilities, targets `(scored, classes)`.
+            "hard_class": cross-entropy, targets `(scored,)` class ids.
+            "feature": mean squared error, targets `(scored, region_feature_size)`.
+    """
+    logits = logits.float()
+    if objective == "soft_class":
+        loss = nn.functional.kl_div(logits.log_softmax(dim=-1), targets.float(), reduction="sum")
+    elif objective == "hard_class":
+        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    else:
+        loss = nn.functional.mse_loss(logits, targets.float(), reduction="sum") / logits.shape[-1]
+    return loss / max(logits.shape[0], 1)
+
+
+class InterBERTForPreTraining(InterBERTPreTrainedModel):
+    """InterBERT with the heads of its pretraining: masked words, masked regions, image-text matching."""
+
+    _tied_weights_keys = {"mlm_head.decoder.weight": "interbert.embeddings.text.word_embeddings.weight"}
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        predicts_features = config.region_objective == "feature"
+        self.interbert = InterBERTModel(config)
+        self.mlm_head = InterBERTPredictionHead(config, config.vocab_size)
+        self.region_head = InterBERTPredictionHead(
+            config, config.region_feature_size if predicts_features else config.num_region_classes
+        )
+        self.itm_head = InterBERTMatchHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
+        self.mlm_head.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        region_targets: torch.Tensor | None = None,
+        region_target_mask: torch.LongTensor | None = None,
+        itm_labels: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> InterBERTForPreTrainingOutput | tuple:
+        r"""
+        The inputs are those of [`InterBERTModel`]. The model scores exactly what the labels say: leaving out
+        mismatched pairs is up to the caller. Where nothing is scored, the loss is 0.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                The words at the masked positions; −100 where nothing is scored.
+            region_targets (*optional*, together with `region_target_mask`):
+                By `config.region_objective`: class probabilities `(batch, regions, num_region_classes)`, class ids
+                `(batch, regions)` or features `(batch, regions, region_feature_size)`.
+            region_target_mask (`torch.LongTensor` of shape `(batch, regions)`, *optional*):
+                1 for regions that are scored.
+            itm_labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                0: text and image match; 1: they do not.
+        """
+        outputs = self.interbert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_attention_mask=region_attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        text_states = outputs.text_last_hidden_state
+        vision_states = outputs.vision_last_hidden_state
+
+        mlm_logits = mlm_loss = None
+        if labels is not None:
+            if text_states is None or labels.shape != text_states.shape[:2]:
+                expected = None if text_states is None else tuple(text_states.shape[:2])
+                raise ValueError(f"`labels` must have the shape of the text, {expected}, got {tuple(labels.shape)}.")
+            scored = labels != -100
+            mlm_logits = self.mlm_head(text_states[scored])
+            mlm_loss = masked_language_modeling_loss(mlm_logits, labels[scored])
+        elif text_states is not None:
+            mlm_logits = self.mlm_head(text_states)
+
+        region_logits = masked_region_loss = None
+        if region_targets is not None:
+            if vision_states is None or region_target_mask is None:
+                raise ValueError("`region_targets` need `region_features` and `region_target_mask`.")
+            scored = region_target_mask.bool()
+            if scored.shape != region_features.shape[:2] or region_targets.shape[:2] != region_features.shape[:2]:
+                raise ValueError(
+                    "`region_targets` and `region_target_mask` must have one entry per region, "
+                    f"{tuple(region_features.shape[:2])}, got {tuple(region_targets.shape)} and {tuple(scored.shape)}."
+                )
+            region_logits = self.region_head(vision_states[:, 1:][scored])
+            masked_region_loss = region_loss(region_logits, region_targets[scored], self.config.region_objective)
+        elif vision_states is not None:
+            region_logits = self.region_head(vision_states[:, 1:])
+
+        itm_logits = itm_loss = None
+        if text_states is not None and vision_states is not None:
+            itm_logits = self.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output)
+        if itm_labels is not None:
+            if itm_logits is None:
+                raise ValueError("`itm_labels` need both a text and regions.")
+            itm_loss = nn.functional.cross_entropy(itm_logits.float(), itm_labels)
+
+        losses = [loss for loss in (mlm_loss, masked_region_loss, itm_loss) if loss is not None]
+        return InterBERTForPreTrainingOutput(
+            loss=sum(losses) if losses else None,
+            mlm_loss=mlm_loss,
+            region_loss=masked_region_loss,
+            itm_loss=itm_loss,
+            mlm_logits=mlm_logits,
+            region_logits=region_logits,
+            itm_logits=itm_logits,
+            **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS},
+        )
+
+
+InterBERTModel.register_for_auto_class("AutoModel")
+InterBERTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+
+__all__ = [
+    "InterBERTForPreTraining",
+    "InterBERTForPreTrainingOutput",
+    "InterBERTModel",
+    "InterBERTModelOutput",
+    "InterBERTPreTrainedModel",
+]
