@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""
+From nothing to a pretrained model in minutes on a CPU: generates scenes, pretrains a tiny InterBERT on them from
+scratch in two stages, retrieves unseen scenes by their captions, and shows the result.
+
+    python examples/quickstart.py
+
+The scenes of the test split hold pairs of objects that no training scene holds.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image, ImageDraw, ImageFont
+from retrieval_evaluation import recall_at_k, score_captions_against_images
+from training import format_table
+
+from modeling_interbert import InterBERTForPreTraining
+from processing import InterBERTProcessor, RegionDataset, load_region_dataset
+
+EXAMPLES = Path(__file__).resolve().parent
+
+GENERATE = "--num_train 6000 --num_validation 200 --num_test 200"
+PRETRAIN = """
+    --config_overrides hidden_size=128,num_attention_heads=4,vision_num_attention_heads=4,intermediate_size=512,\
+vision_intermediate_size=512,num_hidden_layers=3,num_text_layers=1,num_vision_layers=1,pooler_size=128
+    --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 4 4
+    --per_device_train_batch_size 64 --learning_rate 1e-3 --num_warmup_steps 200
+    --retrieval_eval_every_epoch false --overwrite_output_dir
+"""
+
+
+def run(*command: str):
+    """Runs a script with this interpreter, after showing the command."""
+    print(f"\n$ python {shlex.join(command)}\n", flush=True)
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def chance_of_recall(num_images: int, ks: tuple[int, ...] = (1, 5, 10)) -> list[float]:
+    return [k / num_images for k in ks]
+
+
+def retrieval_table(scores: np.ndarray) -> str:
+    recalls = recall_at_k(scores)
+    rows = [
+        {"zero-shot retrieval": name, **{f"R@{k}": 100 * recalls[f"{direction}_recall_at_{k}"] for k in (1, 5, 10)}}
+        for name, direction in (("caption → image", "image"), ("image → caption", "text"))
+    ]
+    chance = [100 * share for share in chance_of_recall(len(scores))]
+    rows.append({"zero-shot retrieval": "chance", **dict(zip(("R@1", "R@5", "R@10"), chance, strict=True))})
+    return format_table(rows)
+
+
+def draw_top_images(
+    regions: RegionDataset, captions: list[str], scores: np.ndarray, queries: list[int], path: Path, num_images: int = 5
+):
+    """Draws for each query its caption and the images with the highest scores; the right image has a green frame."""
+    font, size, margin, caption_height = ImageFont.load_default(16), 160, 12, 34
+    row_height = caption_height + size + 28 + margin
+    canvas = Image.new(
+        "RGB", (margin + num_images * (size + margin), margin + row_height * len(queries)), color="white"
+    )
+    draw = ImageDraw.Draw(canvas)
+    pictures = regions.dataset.select_columns(["image"])
+    for row, query in enumerate(queries):
+        top = margin + row * row_height
+        draw.text((margin, top), f"“{captions[query]}”", fill="black", font=font)
+        for rank, image in enumerate(np.argsort(-scores[query], kind="stable")[:num_images].tolist()):
+            left, upper = margin + rank * (size + margin), top + caption_height
+            canvas.paste(pictures[image]["image"].resize((size, size)), (left, upper))
+            frame = "#1a9641" if image == query else "#bbbbbb"
+            draw.rectangle((left - 3, upper - 3, left + size + 2, upper + size + 2), outline=frame, width=3)
+            match_score = 1 / (1 + np.exp(-scores[query, image]))
+            draw.text((left, upper + size + 6), f"{match_score:.4f}", fill="black", font=font)
+    canvas.save(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Generate scenes, pretrain a tiny InterBERT, retrieve scenes.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="Where all of it goes.")
+    args = parser.parse_args()
+    start = time.monotonic()
+    scenes, model_dir = args.output_dir / "scenes", args.output_dir / "model"
+
+    run(str(EXAMPLES / "generate_scenes.py"), str(scenes), *GENERATE.split(), "--overwrite")
+    run(
+        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
+        *("--num_cpu_threads_per_process", str(torch.get_num_threads()), str(EXAMPLES / "run_pretrain.py")),
+        *("--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")),
+        *PRETRAIN.split(),
+        *("--output_dir", str(model_dir)),
+    )
+
+    model = InterBERTForPreTraining.from_pretrained(model_dir)
+    processor = InterBERTProcessor.from_pretrained(model_dir)
+    regions = load_region_dataset(scenes, "test")
+    captions = [regions.captions(i)[0] for i in range(len(regions))]
+    records = [regions[i] for i in range(len(regions))]
+    scores = score_captions_against_images(Accelerator(cpu=True), model, processor, captions, records)
+    picture = args.output_dir / "retrieval.png"
+    draw_top_images(regions, captions, scores, queries=[0, 1, 2, 3], path=picture)
+
+    print(f"\n{len(regions)} unseen scenes, {len(captions)} captions:\n\n{retrieval_table(scores)}\n")
+    print(f"Four captions with the images that match best: {picture}")
+    print("The model loads with transformers alone:\n")
+    load = f"AutoModel.from_pretrained('{model_dir}', trust_remote_code=True)"
+    print(f'    python -c "from transformers import AutoModel; print({load})"\n')
+    print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
+
+
+if __name__ == "__main__":
+    main()

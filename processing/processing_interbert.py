@@ -1,0 +1,363 @@
+"""InterBERT processor: BERT's WordPiece tokenizer for the text, padding and box normalization for the regions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+# The length of BERT's position table; tokenizers that were built from a vocabulary alone know no limit of their own.
+MAX_TEXT_LENGTH = 512
+
+# Detectors round and regress past the border: boxes up to this many pixels outside the image are clipped to it.
+BOX_TOLERANCE = 1.0
+
+REGION_KEYS = ("features", "boxes", "width", "height")
+
+
+def _label(index: int, item: Mapping[str, Any]) -> str:
+    image_id = item.get("image_id")
+    return f"regions[{index}]" if image_id is None else f"regions[{index}] (image_id {image_id})"
+
+
+def _to_float_array(value: Any, key: str, index: int, item: Mapping[str, Any]) -> np.ndarray:
+    """`value` as a numpy array of a float dtype. Float arrays are passed on as they are, without a copy."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().float().numpy()
+    try:
+        return np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{_label(index, item)}: expected `{key}` to hold numbers in a regular array, got {type(value).__name__} "
+            f"({error})."
+        ) from error
+
+
+def _read_regions(
+    index: int, item: Mapping[str, Any], region_feature_size: int
+) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """The features, boxes, width and height of one image, with their shapes checked."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"regions[{index}]: expected a dict with the keys {REGION_KEYS}, got {type(item).__name__}.")
+    missing = [key for key in REGION_KEYS if key not in item]
+    if missing:
+        raise ValueError(
+            f"{_label(index, item)}: expected the keys {REGION_KEYS}, got {tuple(item)}: {', '.join(missing)} missing."
+        )
+
+    features = _to_float_array(item["features"], "features", index, item)
+    boxes = _to_float_array(item["boxes"], "boxes", index, item)
+    if features.shape[:1] == (0,) or boxes.shape[:1] == (0,):
+        raise ValueError(
+            f"{_label(index, item)}: expected at least one region, got features of shape {features.shape} and boxes "
+            f"of shape {boxes.shape}."
+        )
+    if features.ndim != 2 or features.shape[1] != region_feature_size:
+        raise ValueError(
+            f"{_label(index, item)}: expected features of shape (regions, {region_feature_size}), got {features.shape}."
+        )
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{_label(index, item)}: expected boxes of shape (regions, 4), got {boxes.shape}.")
+    if len(features) != len(boxes):
+        raise ValueError(
+            f"{_label(index, item)}: expected one box for each feature vector, got {len(features)} feature vectors "
+            f"and {len(boxes)} boxes."
+        )
+
+    sizes = []
+    for key in ("width", "height"):
+        size = _to_float_array(item[key], key, index, item)
+        if size.ndim != 0 or not 0 < size < math.inf:
+            raise ValueError(f"{_label(index, item)}: expected a {key} > 0 in pixels, got {item[key]}.")
+        sizes.append(float(size))
+    return features, boxes, *sizes
+
+
+def pad_regions(
+    regions: Sequence[Mapping[str, Any]], region_feature_size: int, max_regions: int | None = None
+) -> dict[str, np.ndarray]:
+    """
+    Checks the regions of a batch of images, brings their boxes from pixels to [0, 1] and pads them to the largest
+    number of regions in the batch.
+
+    Args:
+        regions (`Sequence[Mapping[str, Any]]`):
+            One dict for each image; values are numpy arrays, CPU or GPU tensors or lists, and other keys are ignored:
+
+            - `features`: float of shape `(num_regions, region_feature_size)`.
+            - `boxes`: float of shape `(num_regions, 4)`, `x1, y1, x2, y2` in pixels with `x1 <= x2` and `y1 <= y2`.
+              Boxes up to 1 pixel outside the image are clipped to it.
+            - `width`, `height`: size of the image in pixels.
+            - `image_id` (optional): named in error messages.
+        region_feature_size (`int`):
+            Width of every feature vector.
+        max_regions (`int`, *optional*):
+            Keeps the first `max_regions` regions of each image (region datasets store the highest score first); the
+            values of the others are not checked. All regions are kept by default.
+
+    Returns:
+        `dict[str, np.ndarray]`, zero in the padding:
+
+        - `region_features`: float32 of shape `(batch_size, num_regions, region_feature_size)`.
+        - `region_boxes`: float32 of shape `(batch_size, num_regions, 4)`, `x1, y1, x2, y2` in [0, 1] of the image.
+        - `region_attention_mask`: int64 of shape `(batch_size, num_regions)`, 1 = real region, 0 = padding.
+
+    Raises:
+        `ValueError`: if the batch is empty; if an image has a key missing, no regions, a width or height that is not
+        positive, or features and boxes of the wrong shape or of different number; if a feature or a box is NaN or
+        infinite; if a box has `x2 < x1` or `y2 < y1` or lies more than 1 pixel outside the image. The message names
+        the image, the region, what was expected and what was found.
+    """
+    if len(regions) == 0:
+        raise ValueError("`regions`: expected at least one image, got an empty batch.")
+    if max_regions is not None and max_regions < 1:
+        raise ValueError(f"`max_regions`: expected at least 1 or None, got {max_regions}.")
+
+    features_by_image, boxes_by_image, sizes = [], [], []
+    for index, item in enumerate(regions):
+        features, boxes, width, height = _read_regions(index, item, region_feature_size)
+        features_by_image.append(features[:max_regions])
+        boxes_by_image.append(boxes[:max_regions])
+        sizes.append((width, height, width, height))
+
+    counts = np.array([len(boxes) for boxes in boxes_by_image])
+    mask = np.arange(counts.max()) < counts[:, None]  # (batch_size, num_regions)
+    # Row i of the boxes below is region region_index[i] of image image_index[i].
+    image_index, region_index = np.nonzero(mask)
+    boxes = np.concatenate(boxes_by_image, dtype=np.float32, casting="same_kind")
+    limits = np.array(sizes, dtype=np.float32)[image_index]
+
+    def region_label(row: int) -> str:
+        index = image_index[row]
+        return f"{_label(index, regions[index])}, region {region_index[row]}"
+
+    finite = np.isfinite(boxes).all(axis=1)
+    if not finite.all():
+        row = np.argmin(finite)
+        raise ValueError(f"{region_label(row)}: expected a finite box, got {boxes[row].tolist()}.")
+    ordered = (boxes[:, :2] <= boxes[:, 2:]).all(axis=1)
+    if not ordered.all():
+        row = np.argmin(ordered)
+        raise ValueError(
+            f"{region_label(row)}: expected a box (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2, got "
+            f"{boxes[row].tolist()}."
+        )
+    inside = ((boxes >= -BOX_TOLERANCE) & (boxes <= limits + BOX_TOLERANCE)).all(axis=1)
+    if not inside.all():
+        row = np.argmin(inside)
+        raise ValueError(
+            f"{region_label(row)}: expected a box (x1, y1, x2, y2) within the image of {limits[row, 0]:g} x "
+            f"{limits[row, 1]:g} pixels (at most {BOX_TOLERANCE:g} pixel outside), got {boxes[row].tolist()}."
+        )
+
+    # Image by image: temporaries of the size of the batch would cost more than all the arithmetic.
+    region_features = np.zeros((*mask.shape, region_feature_size), dtype=np.float32)
+    for index, features in enumerate(features_by_image):
+        if features.dtype == np.float16:
+            # torch widens float16 about twenty times as fast as numpy. It warns of read-only memory, hence the copy.
+            features = torch.from_numpy(features.copy()).float().numpy()
+        region_features[index, : len(features)] = features
+        finite = np.isfinite(region_features[index])
+        if not finite.all():
+            region, column = np.argwhere(~finite)[0]
+            raise ValueError(
+                f"{_label(index, regions[index])}, region {region}: expected finite features, got "
+                f"{features[region, column]} at position {column}."
+            )
+    region_boxes = np.zeros((*mask.shape, 4), dtype=np.float32)
+    region_boxes[mask] = np.clip(boxes, 0.0, limits) / limits
+    return {
+        "region_features": region_features,
+        "region_boxes": region_boxes,
+        "region_attention_mask": mask.astype(np.int64),
+    }
+
+
+def _to_texts(value: str | Sequence[str], name: str) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence):
+        raise ValueError(f"`{name}`: expected a string or a list of strings, got {type(value).__name__}.")
+    if len(texts) == 0:
+        raise ValueError(f"`{name}`: expected at least one string, got an empty list.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"`{name}[{index}]`: expected a string, got {type(text).__name__}.")
+    return list(texts)
+
+
+class InterBERTProcessor(ProcessorMixin):
+    r"""
+    Prepares texts and detected regions for InterBERT: a BERT WordPiece tokenizer for the text, padding and box
+    normalization for the regions.
+
+    Args:
+        tokenizer ([`PreTrainedTokenizerBase`]):
+            A BERT tokenizer, as [`BertTokenizer`] or [`AutoTokenizer`] load it.
+        region_feature_size (`int`, *optional*, defaults to 2048):
+            Width of the region features; the model's `config.region_feature_size`.
+        max_regions (`int`, *optional*):
+            Keeps the first `max_regions` regions of each image. All regions are kept by default.
+
+    Raises:
+        `ValueError`: if `region_feature_size` or `max_regions` is smaller than 1.
+
+    Example:
+
+    ```python
+    >>> processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+    >>> regions = {"features": features, "boxes": boxes, "width": 640, "height": 480}
+    >>> inputs = processor(text="two dogs on a beach", regions=regions, return_tensors="pt")
+    >>> outputs = model(**inputs)
+    ```
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, region_feature_size: int = 2048, max_regions: int | None = None
+    ):
+        if region_feature_size < 1:
+            raise ValueError(f"`region_feature_size`: expected at least 1, got {region_feature_size}.")
+        if max_regions is not None and max_regions < 1:
+            raise ValueError(f"`max_regions`: expected at least 1 or None, got {max_regions}.")
+        self.region_feature_size = region_feature_size
+        self.max_regions = max_regions
+        super().__init__(tokenizer)
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        regions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        text_pair: str | Sequence[str] | None = None,
+        padding: bool | str = True,
+        truncation: bool | str = True,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
+        **tokenizer_kwargs,
+    ) -> BatchFeature:
+        """
+        Tokenizes texts, pads regions, or both. Item i of `text` goes with item i of `regions`. Every output has a
+        batch axis, also for a single text or image.
+
+        Args:
+            text (`str` or `Sequence[str]`, *optional*):
+                One text, or one for each item of the batch.
+            regions (`Mapping[str, Any]` or `Sequence[Mapping[str, Any]]`, *optional*):
+                The regions of one image, or of one image for each item of the batch: dicts `{"features":
+                (num_regions, region_feature_size), "boxes": (num_regions, 4) in pixels, "width": w, "height": h}`,
+                see [`pad_regions`]. A single image does not broadcast to several texts, nor the other way round.
+            text_pair (`str` or `Sequence[str]`, *optional*):
+                Second segments (token type 1), one for each item of `text`.
+            padding (`bool` or `str`, *optional*, defaults to `True`):
+                Padding of the texts, as in the tokenizer: `True` pads to the longest of the batch. Regions are always
+                padded to the largest number in the batch.
+            truncation (`bool` or `str`, *optional*, defaults to `True`):
+                Truncation of the texts to `max_length`, as in the tokenizer: `True` shortens the longer text of a
+                pair first.
+            max_length (`int`, *optional*):
+                Largest number of tokens, special tokens included. By default the tokenizer's own limit, and 512 if
+                that is larger or unknown.
+            return_tensors (`str`, *optional*):
+                `"pt"` for torch tensors, `"np"` for numpy arrays. By default token lists and numpy region arrays.
+            tokenizer_kwargs (*optional*):
+                Passed on to the tokenizer, such as `pad_to_multiple_of` or `return_special_tokens_mask`.
+
+        Returns:
+            [`BatchFeature`] with the inputs of the model. With `text`:
+
+            - `input_ids`: int64 of shape `(batch_size, sequence_length)`.
+            - `token_type_ids`: int64 of shape `(batch_size, sequence_length)`, 1 = token of `text_pair`, 0 = others.
+            - `attention_mask`: int64 of shape `(batch_size, sequence_length)`, 1 = token, 0 = padding.
+
+            With `regions`:
+
+            - `region_features`: float32 of shape `(batch_size, num_regions, region_feature_size)`.
+            - `region_boxes`: float32 of shape `(batch_size, num_regions, 4)`, `x1, y1, x2, y2` in [0, 1].
+            - `region_attention_mask`: int64 of shape `(batch_size, num_regions)`, 1 = real region, 0 = padding.
+
+        Raises:
+            `ValueError`: if neither `text` nor `regions` is given; if `text`, `text_pair` and `regions` differ in
+            number; if a text is not a string; for faulty regions as in [`pad_regions`].
+        """
+        if text is None and regions is None:
+            raise ValueError("Expected `text`, `regions` or both, got neither.")
+        if text is None and text_pair is not None:
+            raise ValueError("Expected `text` to go with `text_pair`, got `text_pair` alone.")
+
+        data = {}
+        if text is not None:
+            texts = _to_texts(text, "text")
+            pairs = None if text_pair is None else _to_texts(text_pair, "text_pair")
+            if pairs is not None and len(texts) != len(pairs):
+                raise ValueError(
+                    f"Expected one item of `text_pair` for each item of `text`, got {len(texts)} of `text` and "
+                    f"{len(pairs)} of `text_pair`."
+                )
+            if max_length is None and (truncation or padding == "max_length"):
+                max_length = min(self.tokenizer.model_max_length, MAX_TEXT_LENGTH)
+            data.update(
+                self.tokenizer(
+                    texts,
+                    pairs,
+                    padding=padding,
+                    truncation=truncation,
+                    max_length=max_length,
+                    return_tensors=return_tensors,
+                    **{"return_token_type_ids": True, "return_attention_mask": True, **tokenizer_kwargs},
+                )
+            )
+        if regions is not None:
+            items = [regions] if isinstance(regions, Mapping) else regions
+            if not isinstance(items, Sequence):
+                raise ValueError(f"`regions`: expected a dict or a list of dicts, got {type(regions).__name__}.")
+            # Counted in tokenized rows, which options such as return_overflowing_tokens multiply.
+            if text is not None and len(data["input_ids"]) != len(items):
+                raise ValueError(
+                    f"Expected one item of `regions` for each text, got {len(data['input_ids'])} texts and "
+                    f"{len(items)} items of `regions` (a single one does not broadcast)."
+                )
+            data.update(pad_regions(items, self.region_feature_size, self.max_regions))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            "input_ids",
+            "token_type_ids",
+            "attention_mask",
+            "region_features",
+            "region_boxes",
+            "region_attention_mask",
+        ]
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """
+        Saves the processor, its tokenizer and this file, so that `AutoProcessor.from_pretrained(save_directory,
+        trust_remote_code=True)` loads them. See [`ProcessorMixin.save_pretrained`] for the arguments.
+        """
+        # The tokenizer keeps the padding and truncation of its last call, and would write them to tokenizer.json.
+        if self.tokenizer.is_fast:
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.backend_tokenizer.no_truncation()
+        # It also keeps every argument of `from_pretrained`, and would write ours to tokenizer_config.json.
+        for name in ("region_feature_size", "max_regions"):
+            self.tokenizer.init_kwargs.pop(name, None)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, trust_remote_code: bool | None = None, **kwargs):
+        """
+        Loads a saved processor, or starts one from any BERT tokenizer:
+        `InterBERTProcessor.from_pretrained("bert-base-uncased", region_feature_size=1280)`. Arguments of the processor
+        replace the saved ones; see [`ProcessorMixin.from_pretrained`] for the others.
+        """
+        # Undecided, the tokenizer's loader asks on the terminal whether to run the model's code, which it never needs.
+        trust_remote_code = bool(trust_remote_code)
+        return super().from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **kwargs)
+
+
+InterBERTProcessor.register_for_auto_class()

@@ -1,0 +1,186 @@
+"""A saved checkpoint opens with transformers alone: from a folder, and over HTTP from a Hub-compatible server.
+
+The server is a script of its own, named by the environment variable INTERBERT_LOCAL_HUB; without it, the tests over HTTP
+are skipped.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertTokenizer
+
+from configuration_interbert import InterBERTConfig
+from modeling_interbert import InterBERTForPreTraining
+from processing import InterBERTProcessor
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+HUB_FILES = {
+    "configuration_interbert.py": REPOSITORY / "configuration_interbert" / "configuration_interbert.py",
+    "modeling_interbert.py": REPOSITORY / "modeling_interbert" / "modeling_interbert.py",
+    "processing_interbert.py": REPOSITORY / "processing" / "processing_interbert.py",
+}
+LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
+
+# Runs where the three packages cannot be imported: opens the checkpoint under every auto class, saves outputs and
+# everything else that the test looks at, and saves the checkpoint again.
+CLIENT = """
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("configuration_interbert", "modeling_interbert", "processing"):
+            raise ModuleNotFoundError(f"{name} must not be needed")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
+
+checkpoint, output_dir = sys.argv[1:]
+config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
+inputs = processor(
+    text=["a red dog", "dog"],
+    regions=[
+        {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 10, "height": 10},
+        {"features": [[-1.0, 0.0, 3.0]], "boxes": [[0, 0, 10, 20]], "width": 10, "height": 20},
+    ],
+    return_tensors="pt",
+)
+report, outputs = {"config": config.to_dict()}, {}
+for auto_class in (AutoModel, AutoModelForPreTraining):
+    model, loading_info = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
+    with torch.no_grad():
+        values = model.eval()(**inputs)
+    report[auto_class.__name__] = {"class": type(model).__name__, "missing": sorted(loading_info["missing_keys"])}
+    outputs |= {f"{auto_class.__name__}.{name}": value.contiguous() for name, value in values.items()}
+model.save_pretrained(f"{output_dir}/again")
+processor.save_pretrained(f"{output_dir}/again")
+save_file(outputs, f"{output_dir}/outputs.safetensors")
+with open(f"{output_dir}/report.json", "w") as file:
+    json.dump(report, file)
+"""
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "dog"]
+    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)})
+    config = InterBERTConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_text_layers=1,
+        num_vision_layers=1,
+        num_attention_heads=2,
+        vision_num_attention_heads=2,
+        intermediate_size=24,
+        vision_intermediate_size=24,
+        max_position_embeddings=12,
+        region_feature_size=3,
+        num_region_classes=5,
+        pooler_size=8,
+    )
+    model = InterBERTForPreTraining(config).eval()
+    # Untrained LayerNorms and biases are all alike: a weight that is lost on the way would not show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, InterBERTProcessor(tokenizer, region_feature_size=3)
+
+
+def run_client(checkpoint: str, output_dir: Path, environment: dict[str, str]) -> tuple[dict, dict[str, torch.Tensor]]:
+    output_dir.mkdir()
+    # -P keeps the working directory off the path; the packages, installed in this environment, are blocked by name.
+    subprocess.run(
+        [sys.executable, "-c", CLIENT, checkpoint, str(output_dir)],
+        check=True,
+        cwd=output_dir,
+        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
+    )
+    return json.loads((output_dir / "report.json").read_text()), load_file(output_dir / "outputs.safetensors")
+
+
+def check_client(model, processor, report: dict, outputs: dict[str, torch.Tensor], saved_again: Path):
+    regions = [
+        {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 10, "height": 10},
+        {"features": [[-1.0, 0.0, 3.0]], "boxes": [[0, 0, 10, 20]], "width": 10, "height": 20},
+    ]
+    inputs = processor(text=["a red dog", "dog"], regions=regions, return_tensors="pt")
+    with torch.no_grad():
+        expected = {f"AutoModel.{name}": value for name, value in model.interbert(**inputs).items()}
+        expected |= {f"AutoModelForPreTraining.{name}": value for name, value in model(**inputs).items()}
+    assert outputs.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(outputs[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+    assert report["AutoModel"] == {"class": "InterBERTModel", "missing": []}
+    assert report["AutoModelForPreTraining"] == {"class": "InterBERTForPreTraining", "missing": []}
+    for name in ("hidden_size", "region_feature_size", "num_text_layers", "auto_map"):
+        assert report["config"][name] == getattr(model.config, name)
+    for name, source in HUB_FILES.items():
+        assert (saved_again / name).read_bytes() == source.read_bytes(), name
+    weights = load_file(saved_again / "model.safetensors")
+    for name, value in model.state_dict().items():
+        if name in weights:
+            assert torch.equal(weights[name], value), name
+    assert len(weights) == len(model.state_dict()) - 1  # the tied decoder is written once
+
+
+@pytest.mark.parametrize("processor_last", [True, False])
+def test_saved_folder_holds_the_code_of_the_repository(checkpoint, tmp_path, processor_last):
+    model, processor = checkpoint
+    for part in (model, processor) if processor_last else (processor, model):
+        part.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").glob("*.py")} == set(HUB_FILES)
+    for name, source in HUB_FILES.items():
+        assert (tmp_path / "saved" / name).read_bytes() == source.read_bytes(), name
+    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    assert auto_map == InterBERTConfig().auto_map
+
+
+def test_saved_folder_opens_without_the_packages(checkpoint, tmp_path):
+    model, processor = checkpoint
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    environment = dict(os.environ) | {"HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_OFFLINE": "1"}
+    report, outputs = run_client(str(tmp_path / "saved"), tmp_path / "client", environment)
+    check_client(model, processor, report, outputs, tmp_path / "client" / "again")
+
+
+@pytest.mark.skipif(not LOCAL_HUB.is_file(), reason="INTERBERT_LOCAL_HUB names no Hub-compatible server")
+def test_pushed_checkpoint_opens_over_http_without_the_packages(checkpoint, tmp_path):
+    spec = importlib.util.spec_from_file_location("local_hub", LOCAL_HUB)
+    local_hub = importlib.util.module_from_spec(spec)
+    sys.modules["local_hub"] = local_hub  # dataclasses in it look their module up
+    spec.loader.exec_module(local_hub)
+
+    model, processor = checkpoint
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    push = f"""
+from modeling_interbert import InterBERTForPreTraining
+from processing import InterBERTProcessor
+InterBERTForPreTraining.from_pretrained({str(tmp_path / "saved")!r}).push_to_hub("org/tiny")
+InterBERTProcessor.from_pretrained({str(tmp_path / "saved")!r}).push_to_hub("org/tiny")
+"""
+    with local_hub.LocalHub(tmp_path / "hub") as hub:
+        subprocess.run(
+            [sys.executable, "-c", push], check=True, cwd=REPOSITORY, env=hub.env(home=tmp_path / "pusher_home")
+        )
+        report, outputs = run_client("org/tiny", tmp_path / "client", hub.env(home=tmp_path / "client_home"))
+    check_client(model, processor, report, outputs, tmp_path / "client" / "again")
+
+
+def test_the_client_is_really_without_the_packages(tmp_path):
+    """Guards the tests above: their blocker blocks."""
+    code = CLIENT.split("import torch")[0] + "import modeling_interbert"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0 and "must not be needed" in result.stderr

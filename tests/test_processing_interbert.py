@@ -1,0 +1,427 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, BertTokenizer
+
+from processing.processing_interbert import InterBERTProcessor, pad_regions
+
+PROCESSOR_FILE = Path(__file__).resolve().parent.parent / "processing" / "processing_interbert.py"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "run", "##s", "on", "the", "mat"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    vocab_file = tmp_path / "bert" / "vocab.txt"
+    vocab_file.parent.mkdir()
+    vocab_file.write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return BertTokenizer.from_pretrained(vocab_file.parent)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return InterBERTProcessor(tokenizer, region_feature_size=3)
+
+
+def one_region():
+    """An image of 200 x 100 pixels."""
+    return {"features": [[1.0, 2.0, 3.0]], "boxes": [[20.0, 10.0, 100.0, 50.0]], "width": 200, "height": 100}
+
+
+def two_regions():
+    """An image of 10 x 40 pixels."""
+    return {
+        "image_id": "cat.jpg",
+        "features": [[4.0, 5.0, 6.0], [7.0, 8.0, 9.0]],
+        "boxes": [[0.0, 0.0, 10.0, 40.0], [1.0, 20.0, 5.0, 30.0]],
+        "width": 10,
+        "height": 40,
+    }
+
+
+PADDED = {
+    "region_features": [[[1, 2, 3], [0, 0, 0]], [[4, 5, 6], [7, 8, 9]]],
+    # 20/200, 10/100, 100/200, 50/100; then the whole image; then 1/10, 20/40, 5/10, 30/40
+    "region_boxes": [[[0.1, 0.1, 0.5, 0.5], [0, 0, 0, 0]], [[0, 0, 1, 1], [0.1, 0.5, 0.5, 0.75]]],
+    "region_attention_mask": [[1, 0], [1, 1]],
+}
+
+
+def assert_padded(batch, expected=PADDED):
+    for name, values in expected.items():
+        dtype = np.int64 if name == "region_attention_mask" else np.float32
+        array = np.asarray(batch[name])
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(array, np.array(values, dtype))
+
+
+# Regions
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        list,
+        np.array,
+        lambda values: np.array(values, np.float16),
+        lambda values: np.array(values, np.int32),
+        torch.tensor,
+        lambda values: torch.tensor(values, dtype=torch.bfloat16),
+        lambda values: torch.tensor(values, requires_grad=True),
+        lambda values: [torch.tensor(row) for row in values],
+    ],
+    ids=["list", "float64", "float16", "int32", "torch", "bfloat16", "requires_grad", "list of tensors"],
+)
+def test_pad_regions_takes_lists_arrays_and_tensors(convert):
+    regions = [one_region(), two_regions()]
+    for item in regions:
+        item.update({"features": convert(item["features"]), "boxes": convert(item["boxes"])})
+    assert_padded(pad_regions(regions, 3))
+
+
+def test_pad_regions_takes_scalars_of_any_kind():
+    regions = [one_region(), two_regions()]
+    regions[0].update({"width": np.int32(200), "height": torch.tensor(100)})
+    regions[1].update({"width": 10.0, "height": np.float64(40)})
+    assert_padded(pad_regions(regions, 3))
+
+
+def test_pad_regions_mixes_precisions():
+    regions = [one_region(), two_regions()]
+    regions[0]["features"] = np.array(regions[0]["features"], np.float16)
+    assert_padded(pad_regions(regions, 3))
+
+
+def test_pad_regions_leaves_read_only_input_as_it_is():
+    features = np.ones((2, 3), np.float32)
+    boxes = np.array([[-1, 0, 5, 5], [0, 0, 11, 41]], np.float32)
+    for array in (features, boxes):
+        array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        padded = pad_regions([{**two_regions(), "features": features, "boxes": boxes}], 3)
+    padded["region_features"][:] = 5
+    np.testing.assert_array_equal(features, 1)
+    np.testing.assert_array_equal(boxes, [[-1, 0, 5, 5], [0, 0, 11, 41]])
+
+
+def test_boxes_up_to_one_pixel_outside_are_clipped():
+    item = {**one_region(), "boxes": [[-1.0, -0.5, 201.0, 100.5]]}
+    np.testing.assert_array_equal(pad_regions([item], 3)["region_boxes"], [[[0, 0, 1, 1]]])
+    outside = {**one_region(), "boxes": [[-1.0, -1.0, -0.5, 0.0]]}
+    np.testing.assert_array_equal(pad_regions([outside], 3)["region_boxes"], [[[0, 0, 0, 0]]])
+
+
+def test_boxes_without_area_are_taken():
+    item = {**one_region(), "boxes": [[50.0, 50.0, 50.0, 50.0]]}
+    np.testing.assert_array_equal(pad_regions([item], 3)["region_boxes"], [[[0.25, 0.5, 0.25, 0.5]]])
+
+
+def test_max_regions_keeps_the_first():
+    padded = pad_regions([two_regions(), one_region()], 3, max_regions=1)
+    expected = {
+        "region_features": [[[4, 5, 6]], [[1, 2, 3]]],
+        "region_boxes": [[[0, 0, 1, 1]], [[0.1, 0.1, 0.5, 0.5]]],
+        "region_attention_mask": [[1], [1]],
+    }
+    assert_padded(padded, expected)
+    assert_padded(pad_regions([one_region(), two_regions()], 3, max_regions=2))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": [[1.0, 2.0]] * 2}, "features of shape (regions, 3), got (2, 2)"),
+        ({"features": [1.0, 2.0, 3.0]}, "features of shape (regions, 3), got (3,)"),
+        ({"features": [[[1.0, 2.0, 3.0]] * 2]}, "features of shape (regions, 3), got (1, 2, 3)"),
+        ({"features": [[1.0, 2.0, 3.0], [1.0]]}, "expected `features` to hold numbers in a regular array, got list"),
+        ({"features": "features.npy"}, "expected `features` to hold numbers in a regular array, got str"),
+        ({"boxes": [0.0, 0.0, 1.0, 1.0]}, "boxes of shape (regions, 4), got (4,)"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0, 1.0]] * 2}, "boxes of shape (regions, 4), got (2, 5)"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0]]}, "one box for each feature vector, got 2 feature vectors and 1 boxes"),
+        ({"features": [], "boxes": []}, "at least one region, got features of shape (0,) and boxes of shape (0,)"),
+        ({"features": np.zeros((0, 3)), "boxes": np.zeros((0, 4))}, "at least one region"),
+        ({"width": 0}, "expected a width > 0 in pixels, got 0"),
+        ({"height": -40}, "expected a height > 0 in pixels, got -40"),
+        ({"height": NAN}, "expected a height > 0 in pixels, got nan"),
+        ({"width": INF}, "expected a width > 0 in pixels, got inf"),
+        ({"width": None}, "expected a width > 0 in pixels, got None"),
+        ({"width": [10, 10]}, "expected a width > 0 in pixels, got [10, 10]"),
+        ({"width": "wide"}, "expected `width` to hold numbers"),
+    ],
+)
+def test_faulty_images_are_refused(changes, message):
+    with pytest.raises(ValueError, match=re.escape("regions[1] (image_id cat.jpg): ") + ".*" + re.escape(message)):
+        pad_regions([one_region(), {**two_regions(), **changes}], 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": [[1.0, 2.0, 3.0], [1.0, NAN, 3.0]]}, "expected finite features, got nan at position 1"),
+        ({"features": np.array([[1, 2, 3], [1, 2, -INF]], np.float16)}, "finite features, got -inf at position 2"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, NAN, 1.0]]}, "finite box, got [0.0, 0.0, nan, 1.0]"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [0.0, -INF, 1.0, 1.0]]}, "finite box, got [0.0, -inf, 1.0, 1.0]"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [5.0, 1.0, 4.0, 2.0]]}, "x1 <= x2 and y1 <= y2, got [5.0, 1.0, 4.0, 2.0]"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [1.0, 9.0, 4.0, 2.0]]}, "x1 <= x2 and y1 <= y2, got [1.0, 9.0, 4.0, 2.0]"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [-1.5, 0.0, 4.0, 2.0]]}, "within the image of 10 x 40 pixels"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [0.0, -2.0, 4.0, 2.0]]}, "within the image of 10 x 40 pixels"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 11.5, 2.0]]}, "within the image of 10 x 40 pixels"),
+        ({"boxes": [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 4.0, 41.5]]}, "within the image of 10 x 40 pixels"),
+    ],
+)
+def test_faulty_regions_are_refused(changes, message):
+    start = re.escape("regions[1] (image_id cat.jpg), region 1: ")
+    with pytest.raises(ValueError, match=start + ".*" + re.escape(message)):
+        pad_regions([one_region(), {**two_regions(), **changes}], 3)
+
+
+def test_errors_without_image_id_name_the_index():
+    with pytest.raises(ValueError, match=re.escape("regions[1], region 0: expected finite features")):
+        pad_regions([two_regions(), {**one_region(), "features": [[NAN, 0, 0]]}], 3)
+
+
+@pytest.mark.parametrize("key", ["features", "boxes", "width", "height"])
+def test_missing_keys_are_named(key):
+    item = two_regions()
+    del item[key]
+    with pytest.raises(ValueError, match=re.escape("regions[1] (image_id cat.jpg): ") + f".*: {key} missing"):
+        pad_regions([one_region(), item], 3)
+
+
+def test_batches_without_regions_are_refused():
+    with pytest.raises(ValueError, match="at least one image, got an empty batch"):
+        pad_regions([], 3)
+    with pytest.raises(ValueError, match=re.escape("regions[1]: expected a dict") + ".*got ndarray"):
+        pad_regions([one_region(), np.zeros((2, 3))], 3)
+    for max_regions in (0, -1):
+        with pytest.raises(ValueError, match=f"`max_regions`: expected at least 1 or None, got {max_regions}"):
+            pad_regions([one_region()], 3, max_regions=max_regions)
+
+
+# Processor
+
+
+def test_text_only(processor):
+    inputs = processor(text=["a dog runs", "the cat"], return_tensors="pt")
+    assert set(inputs) == {"input_ids", "token_type_ids", "attention_mask"}
+    assert inputs["input_ids"].tolist() == [[2, 5, 6, 8, 9, 3], [2, 11, 7, 3, 0, 0]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]
+    assert inputs["token_type_ids"].tolist() == [[0] * 6] * 2
+    assert all(tensor.dtype == torch.int64 for tensor in inputs.values())
+
+
+def test_regions_only(processor):
+    inputs = processor(regions=[one_region(), two_regions()], return_tensors="pt")
+    assert set(inputs) == set(PADDED)
+    assert all(isinstance(tensor, torch.Tensor) for tensor in inputs.values())
+    assert_padded(inputs)
+
+
+def test_text_and_regions(processor):
+    inputs = processor(text=("a dog", "the cat runs"), regions=(one_region(), two_regions()), return_tensors="pt")
+    assert set(inputs) == set(processor.model_input_names)
+    assert inputs["input_ids"].tolist() == [[2, 5, 6, 3, 0, 0], [2, 11, 7, 8, 9, 3]]
+    assert_padded(inputs)
+    half = inputs.to(torch.bfloat16)
+    assert (half["region_features"].dtype, half["input_ids"].dtype) == (torch.bfloat16, torch.int64)
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_single_items_get_a_batch_axis(processor, return_tensors):
+    inputs = processor(text="a dog", regions=one_region(), return_tensors=return_tensors)
+    kind = {"pt": torch.Tensor, "np": np.ndarray, None: list}[return_tensors]
+    assert isinstance(inputs["input_ids"], kind)
+    assert np.asarray(inputs["input_ids"]).tolist() == [[2, 5, 6, 3]]
+    # A list of floats for each feature is never built.
+    assert isinstance(inputs["region_features"], torch.Tensor if return_tensors == "pt" else np.ndarray)
+    assert inputs["region_features"].tolist() == [[[1, 2, 3]]]
+    assert inputs["region_attention_mask"].tolist() == [[1]]
+
+
+def test_text_pairs(processor):
+    inputs = processor(text=["a dog", "cat"], text_pair=["the mat", "a"], return_tensors="np")
+    assert inputs["input_ids"].tolist() == [[2, 5, 6, 3, 11, 12, 3], [2, 7, 3, 5, 3, 0, 0]]
+    assert inputs["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 0, 0]]
+    # The longer text is shortened first: 3 + 1 tokens and 3 special ones become 2 + 1 and 3.
+    inputs = processor(text="a dog on", text_pair="mat", max_length=6, return_tensors="np")
+    assert inputs["input_ids"].tolist() == [[2, 5, 6, 3, 12, 3]]
+
+
+def test_truncation_and_padding_options(processor):
+    assert processor(text="a dog on the mat", max_length=4)["input_ids"] == [[2, 5, 6, 3]]
+    assert processor(text="a", padding="max_length", max_length=5)["input_ids"] == [[2, 5, 3, 0, 0]]
+    assert processor(text=["a", "a dog"], padding=False)["input_ids"] == [[2, 5, 3], [2, 5, 6, 3]]
+    assert processor(text="a", pad_to_multiple_of=4)["input_ids"] == [[2, 5, 3, 0]]
+    assert processor(text="a", return_special_tokens_mask=True)["special_tokens_mask"] == [[1, 0, 1]]
+
+
+def test_default_length_limit(processor):
+    # A tokenizer that was built from a vocabulary knows no limit, so that BERT's 512 positions hold.
+    assert len(processor(text="a " * 600)["input_ids"][0]) == 512
+    assert len(processor(text="a", padding="max_length")["input_ids"][0]) == 512
+    processor.tokenizer.model_max_length = 7
+    assert len(processor(text="a " * 600)["input_ids"][0]) == 7
+    processor.tokenizer.model_max_length = 1000
+    assert len(processor(text="a " * 600)["input_ids"][0]) == 512
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(processor(text="a " * 600, truncation=False)["input_ids"][0]) == 602
+
+
+def test_token_types_do_not_depend_on_the_tokenizer(processor):
+    processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert processor(text="a", text_pair="dog")["token_type_ids"] == [[0, 0, 0, 1, 1]]
+    assert "token_type_ids" not in processor(text="a", return_token_type_ids=False)
+
+
+def test_max_regions_of_the_processor(tokenizer):
+    inputs = InterBERTProcessor(tokenizer, 3, max_regions=1)(regions=two_regions())
+    assert inputs["region_features"].tolist() == [[[4, 5, 6]]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "Expected `text`, `regions` or both, got neither"),
+        ({"text_pair": "a", "regions": one_region()}, "got `text_pair` alone"),
+        ({"text": "a", "regions": [one_region()] * 2}, "got 1 texts and 2 items of `regions`"),
+        ({"text": ["a", "dog"], "regions": one_region()}, "got 2 texts and 1 items of `regions`"),
+        ({"text": ["a", "dog"], "text_pair": "cat"}, "got 2 of `text` and 1 of `text_pair`"),
+        ({"text": []}, "`text`: expected at least one string, got an empty list"),
+        ({"text": ["a", None]}, "`text[1]`: expected a string, got NoneType"),
+        ({"text": ["a"], "text_pair": [3]}, "`text_pair[0]`: expected a string, got int"),
+        ({"text": 3}, "`text`: expected a string or a list of strings, got int"),
+        ({"regions": []}, "`regions`: expected at least one image"),
+        ({"regions": np.zeros((1, 3))}, "`regions`: expected a dict or a list of dicts, got ndarray"),
+        ({"regions": [one_region(), {**one_region(), "width": 0}]}, "regions[1]: expected a width > 0"),
+    ],
+)
+def test_faulty_calls_are_refused(processor, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor(**arguments, return_tensors="pt")
+
+
+def test_faulty_settings_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="`region_feature_size`: expected at least 1, got 0"):
+        InterBERTProcessor(tokenizer, region_feature_size=0)
+    with pytest.raises(ValueError, match="`max_regions`: expected at least 1 or None, got 0"):
+        InterBERTProcessor(tokenizer, max_regions=0)
+
+
+def test_decoding(processor):
+    ids = processor(text=["a dog runs", "the cat"])["input_ids"]
+    assert processor.batch_decode(ids, skip_special_tokens=True) == ["a dog runs", "the cat"]
+    assert processor.decode(ids[1]) == "[CLS] the cat [SEP] [PAD] [PAD]"
+
+
+# Saving and loading
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_round_trip(tokenizer, tmp_path):
+    InterBERTProcessor(tokenizer, region_feature_size=3, max_regions=2).save_pretrained(tmp_path / "saved")
+    reloaded = InterBERTProcessor.from_pretrained(tmp_path / "saved")
+    assert (reloaded.region_feature_size, reloaded.max_regions) == (3, 2)
+    assert reloaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert (tmp_path / "saved" / "processing_interbert.py").read_bytes() == PROCESSOR_FILE.read_bytes()
+    assert read_json(tmp_path / "saved" / "processor_config.json") == {
+        "auto_map": {"AutoProcessor": "processing_interbert.InterBERTProcessor"},
+        "max_regions": 2,
+        "processor_class": "InterBERTProcessor",
+        "region_feature_size": 3,
+    }
+
+
+def test_starting_from_a_bert_folder(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "plain")
+    processor = InterBERTProcessor.from_pretrained(tmp_path / "plain", region_feature_size=3, max_regions=1)
+    assert (processor.region_feature_size, processor.max_regions) == (3, 1)
+    processor.save_pretrained(tmp_path / "saved")
+    assert not {"region_feature_size", "max_regions"} & set(read_json(tmp_path / "saved" / "tokenizer_config.json"))
+    changed = InterBERTProcessor.from_pretrained(tmp_path / "saved", max_regions=None)
+    assert (changed.region_feature_size, changed.max_regions) == (3, None)
+
+
+def test_use_leaves_no_trace_in_the_saved_tokenizer(processor, tmp_path):
+    processor.save_pretrained(tmp_path / "fresh")
+    processor(text=["a dog runs", "cat"], padding="max_length", max_length=4, return_tensors="pt")
+    processor.save_pretrained(tmp_path / "used")
+    state = read_json(tmp_path / "used" / "tokenizer.json")
+    assert (state["padding"], state["truncation"]) == (None, None)
+    assert (tmp_path / "used" / "tokenizer.json").read_bytes() == (tmp_path / "fresh" / "tokenizer.json").read_bytes()
+    assert AutoTokenizer.from_pretrained(tmp_path / "used")("a dog runs")["input_ids"] == [2, 5, 6, 8, 9, 3]
+
+
+def test_loading_does_not_ask_to_run_the_code_of_the_model(processor, tmp_path, monkeypatch):
+    processor.save_pretrained(tmp_path / "saved")
+    config = {"model_type": "unknown", "auto_map": {"AutoConfig": "configuration_unknown.UnknownConfig"}}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+
+    def refuse(*arguments):
+        pytest.fail("loading the processor asked a question")
+
+    monkeypatch.setattr("builtins.input", refuse)
+    assert InterBERTProcessor.from_pretrained(tmp_path / "saved").region_feature_size == 3
+
+
+REMOTE_SCRIPT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"configuration_interbert", "modeling_interbert", "processing"}:
+            raise ModuleNotFoundError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import processing
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("the package is not blocked")
+
+from transformers import AutoProcessor
+
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+assert (processor.region_feature_size, processor.max_regions) == (3, 1)
+regions = {"features": [[1, 2, 3], [4, 5, 6]], "boxes": [[20, 10, 100, 50]] * 2, "width": 200, "height": 100}
+inputs = processor(text="a dog", regions=regions, return_tensors="pt")
+assert inputs["input_ids"].tolist() == [[2, 5, 6, 3]]
+assert inputs["region_features"].tolist() == [[[1, 2, 3]]]
+processor.save_pretrained(sys.argv[2])
+"""
+
+
+def test_remote_code_without_the_package(tokenizer, tmp_path):
+    saved, saved_again = tmp_path / "saved", tmp_path / "saved_again"
+    InterBERTProcessor(tokenizer, region_feature_size=3, max_regions=1).save_pretrained(saved)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment.update({"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", REMOTE_SCRIPT, str(saved), str(saved_again)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (saved_again / "processing_interbert.py").read_bytes() == PROCESSOR_FILE.read_bytes()
+    assert read_json(saved_again / "processor_config.json") == read_json(saved / "processor_config.json")
+    # The folder that was saved there opens here as well.
+    assert InterBERTProcessor.from_pretrained(saved_again).max_regions == 1
