@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image, ImageDraw, ImageFont
-from retrieval_evaluation import recall_at_k, score_captions_against_images
-from training import format_table
 
 from modeling_interbert import InterBERTForPreTraining
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
+from retrieval_evaluation import recall_at_k, score_captions_against_images
+from training import format_table
 
 EXAMPLES = Path(__file__).resolve().parent
 

@@ -27,18 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from retrieval_evaluation import recall_at_k, score_captions_against_images
 from torch.utils.data import DataLoader, Subset
-from training import (
-    OutputArguments,
-    TrainingArguments,
-    flat_config,
-    format_table,
-    make_accelerator,
-    push_folder,
-    train,
-    write_model,
-)
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 from transformers.utils import logging
 
@@ -50,6 +39,17 @@ from processing import (
     PretrainingPairs,
     RegionDataset,
     load_region_dataset,
+)
+from retrieval_evaluation import recall_at_k, score_captions_against_images
+from training import (
+    OutputArguments,
+    TrainingArguments,
+    flat_config,
+    format_table,
+    make_accelerator,
+    push_folder,
+    train,
+    write_model,
 )
 
 logger = logging.get_logger("interbert." + __name__)
@@ -147,7 +147,9 @@ class ObjectiveArguments:
 
     def __post_init__(self):
         if self.stage_epochs is None and len(self.objectives) > 1:
-            raise ValueError(f"{len(self.objectives)} stages of `--objectives` need as many `--stage_epochs`, got none.")
+            raise ValueError(
+                f"{len(self.objectives)} stages of `--objectives` need as many `--stage_epochs`, got none."
+            )
         if self.stage_epochs is not None and len(self.stage_epochs) != len(self.objectives):
             raise ValueError(
                 f"`--stage_epochs` must have one number per stage of `--objectives` ({len(self.objectives)}), got "
@@ -202,29 +204,14 @@ def build_model(
     else:
         config = InterBERTConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
     if args.config_overrides is not None:
-        overridden = config.to_dict()
-        for name, value in parse_overrides(args.config_overrides).items():
-            if name not in overridden:
-                raise ValueError(f"`--config_overrides`: InterBERTConfig has no {name!r}.")
-            overridden[name] = type(overridden[name])(value)
-        config = InterBERTConfig.from_dict(overridden)
+        config.update_from_string(args.config_overrides)
+        config.validate()  # setting values checks each of them, but not whether they fit together
 
     if args.bert_name_or_path is not None:
         model = InterBERTForPreTraining.from_bert(args.bert_name_or_path, config=config, layout=args.layout)
     else:
         model = InterBERTForPreTraining(config)
     return model, InterBERTProcessor(tokenizer, region_feature_size=config.region_feature_size)
-
-
-def parse_overrides(overrides: str) -> dict[str, str]:
-    """Reads "hidden_size=128,fusion=sum"."""
-    pairs = {}
-    for item in overrides.split(","):
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise ValueError(f"`--config_overrides` must be name=value pairs joined by commas, got {item!r}.")
-        pairs[name.strip()] = value.strip()
-    return pairs
 
 
 @torch.inference_mode()

@@ -23,12 +23,8 @@ logger = logging.get_logger("interbert." + __name__)
 class TrainingArguments:
     """How the model is optimized."""
 
-    per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Batch size of each process for training."}
-    )
-    per_device_eval_batch_size: int = field(
-        default=64, metadata={"help": "Batch size of each process for evaluation."}
-    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size of each process for training."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size of each process for evaluation."})
     num_train_epochs: int = field(default=1, metadata={"help": "Number of passes over the training data."})
     max_train_steps: int | None = field(
         default=None, metadata={"help": "Number of optimizer steps; ends the training before `num_train_epochs`."}

@@ -669,7 +669,9 @@ class InterBERTModel(InterBERTPreTrainedModel):
         has_text = input_ids is not None or inputs_embeds is not None
 
         # The whole image, at position 0, is never padding.
-        image_mask = None if region_attention_mask is None else nn.functional.pad(region_attention_mask, (1, 0), value=1)
+        image_mask = None
+        if region_attention_mask is not None:
+            image_mask = nn.functional.pad(region_attention_mask, (1, 0), value=1)
         text_mask = attention_mask if has_text else None
         joint_mask = None
         if image_mask is not None or text_mask is not None:

@@ -1,7 +1,7 @@
 """A saved checkpoint opens with transformers alone: from a folder, and over HTTP from a Hub-compatible server.
 
-The server is a script of its own, named by the environment variable INTERBERT_LOCAL_HUB; without it, the tests over HTTP
-are skipped.
+The server is a script of its own, named by the environment variable INTERBERT_LOCAL_HUB; without it, the test over HTTP
+is skipped.
 """
 
 import importlib.util
@@ -28,6 +28,11 @@ HUB_FILES = {
 }
 LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
 
+REGIONS = [
+    {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 9, "height": 9},
+    {"features": [[-1.0, 0.0, 3.0]], "boxes": [[0, 0, 10, 20]], "width": 10, "height": 20},
+]
+
 # Runs where the three packages cannot be imported: opens the checkpoint under every auto class, saves outputs and
 # everything else that the test looks at, and saves the checkpoint again.
 CLIENT = """
@@ -43,17 +48,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor
 
-checkpoint, output_dir = sys.argv[1:]
+checkpoint, output_dir = sys.argv[1:3]
 config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=True)
-inputs = processor(
-    text=["a red dog", "dog"],
-    regions=[
-        {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 10, "height": 10},
-        {"features": [[-1.0, 0.0, 3.0]], "boxes": [[0, 0, 10, 20]], "width": 10, "height": 20},
-    ],
-    return_tensors="pt",
-)
+inputs = processor(text=["a red dog", "dog"], regions=json.loads(sys.argv[3]), return_tensors="pt")
 report, outputs = {"config": config.to_dict()}, {}
 for auto_class in (AutoModel, AutoModelForPreTraining):
     model, loading_info = auto_class.from_pretrained(checkpoint, trust_remote_code=True, output_loading_info=True)
@@ -100,7 +98,7 @@ def run_client(checkpoint: str, output_dir: Path, environment: dict[str, str]) -
     output_dir.mkdir()
     # -P keeps the working directory off the path; the packages, installed in this environment, are blocked by name.
     subprocess.run(
-        [sys.executable, "-c", CLIENT, checkpoint, str(output_dir)],
+        [sys.executable, "-c", CLIENT, checkpoint, str(output_dir), json.dumps(REGIONS)],
         check=True,
         cwd=output_dir,
         env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
@@ -109,17 +107,13 @@ def run_client(checkpoint: str, output_dir: Path, environment: dict[str, str]) -
 
 
 def check_client(model, processor, report: dict, outputs: dict[str, torch.Tensor], saved_again: Path):
-    regions = [
-        {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 10, "height": 10},
-        {"features": [[-1.0, 0.0, 3.0]], "boxes": [[0, 0, 10, 20]], "width": 10, "height": 20},
-    ]
-    inputs = processor(text=["a red dog", "dog"], regions=regions, return_tensors="pt")
+    inputs = processor(text=["a red dog", "dog"], regions=REGIONS, return_tensors="pt")
     with torch.no_grad():
         expected = {f"AutoModel.{name}": value for name, value in model.interbert(**inputs).items()}
         expected |= {f"AutoModelForPreTraining.{name}": value for name, value in model(**inputs).items()}
     assert outputs.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(outputs[name], value, atol=1e-6, rtol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(outputs[name], value, atol=1e-6, rtol=1e-5)
 
     assert report["AutoModel"] == {"class": "InterBERTModel", "missing": []}
     assert report["AutoModelForPreTraining"] == {"class": "InterBERTForPreTraining", "missing": []}

@@ -1,0 +1,53 @@
+# `make quickstart` and `make test` need nothing but Python >= 3.10 and make: the first of them builds the environment.
+
+PYTHON ?= python3
+# Two workers with one computing thread each; more threads than cores make the small models of the tests slower.
+TEST_WORKERS ?= 2
+TEST_THREADS ?= 1
+
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test lint clean
+
+help:
+	@echo "make quickstart  pretrain a small InterBERT on drawn scenes and show what it retrieves"
+	@echo "make test        run the tests"
+	@echo "make lint        check the code style"
+	@echo "make install     only build the environment in $(VENV); the targets above do so when needed"
+	@echo "make clean       remove caches and build leftovers; $(VENV) and outputs stay"
+	@echo
+	@echo "PYTHON=python3.12 picks the interpreter of a new environment (now: $(PYTHON))."
+
+quickstart: $(INSTALLED)
+	$(OFFLINE) $(VENV)/bin/python examples/quickstart.py
+
+test: $(INSTALLED)
+	$(OFFLINE) OMP_NUM_THREADS=$(TEST_THREADS) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+install: $(INSTALLED)
+
+# One pip call, so that constraints.txt decides every version, torch's included.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/python -m pip install --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[examples,test]"
+	@touch $@
+
+# pip is the last file that venv writes: an environment whose creation was interrupted is made again.
+$(VENV)/bin/pip:
+	@command -v $(PYTHON) > /dev/null || { echo "InterBERT needs Python >= 3.10, and there is no $(PYTHON) here:" \
+		"name one with 'make PYTHON=/path/to/python3'." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "InterBERT needs Python >= 3.10," \
+		"and $(PYTHON) is `$(PYTHON) --version 2>&1`: name another with 'make PYTHON=python3.12'." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

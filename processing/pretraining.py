@@ -1,0 +1,362 @@
+"""Image-text pairs and batches for pretraining: masked words, masked regions, matching.
+
+```python
+pairs = PretrainingPairs(load_region_dataset("data/scenes", "train"), objectives=("mlm", "mom", "itm"))
+collator = PretrainingCollator(processor, objectives=("mlm", "mom", "itm"))
+loader = torch.utils.data.DataLoader(pairs, batch_size=64, shuffle=True, collate_fn=collator)
+for epoch in range(epochs):
+    pairs.set_epoch(epoch)
+    ...
+```
+
+The second stage of the two-stage schedule calls `set_objectives(("msm", "mrm", "itm"))` on both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from .masking import (
+    IGNORED_LABEL,
+    MaskingVocabulary,
+    mask_overlapping_regions,
+    mask_regions_independently,
+    mask_segments,
+    mask_tokens,
+)
+from .processing_interbert import pad_regions
+from .region_dataset import RegionDataset
+
+TEXT_OBJECTIVES = ("mlm", "msm")
+REGION_OBJECTIVES = ("mom", "mrm")
+# What a masked region is to be told from the rest: its column of the dataset, by the model's `region_objective`.
+REGION_TARGET_COLUMNS = {"hard_class": "class_ids", "soft_class": "class_probs", "feature": "features"}
+MAX_NEGATIVE_DRAWS = 100
+
+
+@dataclass(frozen=True)
+class PretrainingObjectives:
+    """
+    The objectives of one stage of pretraining.
+
+    Args:
+        text (`"mlm"`, `"msm"` or `None`): masked language or masked segment modeling.
+        regions (`"mom"`, `"mrm"` or `None`): masked object or masked region modeling.
+        matching (`bool`): image-text matching, `"itm"`.
+    """
+
+    text: Literal["mlm", "msm"] | None
+    regions: Literal["mom", "mrm"] | None
+    matching: bool
+
+    @classmethod
+    def parse(cls, objectives: "str | Sequence[str] | PretrainingObjectives") -> "PretrainingObjectives":
+        """
+        Reads `("mlm", "mom", "itm")` or `"mlm,mom,itm"`, in any order.
+
+        Raises:
+            ValueError: for an unknown name, none at all, or two that exclude each other.
+        """
+        if isinstance(objectives, cls):
+            return objectives
+        names = [name.strip() for name in objectives.split(",")] if isinstance(objectives, str) else list(objectives)
+        known = (*TEXT_OBJECTIVES, *REGION_OBJECTIVES, "itm")
+        unknown = [name for name in names if name not in known]
+        if unknown or not names:
+            raise ValueError(f"Objectives must be some of {list(known)}, got {unknown or names}.")
+        for group in (TEXT_OBJECTIVES, REGION_OBJECTIVES, ("itm",)):
+            if sum(name in group for name in names) > 1:
+                raise ValueError(f"Only one of the objectives {list(group)} can be used at a time, got {names}.")
+        text = next((name for name in names if name in TEXT_OBJECTIVES), None)
+        regions = next((name for name in names if name in REGION_OBJECTIVES), None)
+        return cls(text, regions, "itm" in names)
+
+
+def _normalized(caption: str) -> str:
+    # Captions that differ only in case or white space describe an image equally well.
+    return " ".join(caption.casefold().split())
+
+
+class PretrainingPairs(torch.utils.data.Dataset):
+    """
+    One sample per (image, caption). With the objective `"itm"`, a share of the samples are negatives: the caption is
+    replaced by a random caption of another image, never by one whose text is also a caption of this image.
+
+    A sample is a dict for [`PretrainingCollator`]: `index` and `epoch` (`int`), `record` (the region record of the
+    image), `caption` (`str`), `itm_label` (0 = the pair matches, 1 = it does not, `None` without `"itm"`) and `rng`,
+    the generator that the collator goes on drawing from. All draws of a sample come from
+    `np.random.default_rng([seed, epoch, index])`: they depend neither on the order of samples, nor on the batch, the
+    worker or the process.
+
+    Args:
+        region_dataset (`RegionDataset`):
+            Images without captions and images without regions are skipped; `num_skipped_images` counts them.
+        caption_column (`str`):
+            A column of strings or of lists of strings.
+        seed (`int`):
+            Not negative.
+        negative_probability (`float`):
+            Share of negatives while `"itm"` is among the objectives.
+        objectives (`str` or sequence of `str`):
+            The objectives of the current stage, the same as the collator's.
+        fixed_epoch (`int`, optional):
+            For validation: samples are those of this epoch, whatever `set_epoch` says. (Loaders prepared by Accelerate
+            call `set_epoch` by themselves, with the number of times that they were iterated.)
+
+    Raises:
+        ValueError: for a missing caption column, a dataset without captions, or captions of fewer than two images
+            where negatives are wanted.
+    """
+
+    def __init__(
+        self,
+        region_dataset: RegionDataset,
+        caption_column: str = "captions",
+        seed: int = 0,
+        negative_probability: float = 0.5,
+        objectives: str | Sequence[str] | PretrainingObjectives = ("mlm", "mom", "itm"),
+        fixed_epoch: int | None = None,
+    ):
+        if seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {seed}.")
+        if not 0 <= negative_probability <= 1:
+            raise ValueError(f"`negative_probability` must be between 0 and 1, got {negative_probability}.")
+        self.region_dataset = region_dataset
+        self.caption_column = caption_column
+        self.seed = seed
+        self.negative_probability = negative_probability
+        self.fixed_epoch = fixed_epoch
+        self.epoch = 0 if fixed_epoch is None else fixed_epoch
+
+        counts = region_dataset.caption_counts(caption_column)
+        counts[region_dataset.region_counts() == 0] = 0
+        # Pairs of image i are numbered from `_first_pairs[i]` up to, not including, `_first_pairs[i + 1]`.
+        self._first_pairs = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+        self.num_skipped_images = int((counts == 0).sum())
+        if len(self) == 0:
+            raise ValueError(f"None of {len(counts)} images has regions and captions in column {caption_column!r}.")
+        self.set_objectives(objectives)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Other negatives and masks are drawn in every epoch."""
+        if self.fixed_epoch is None:
+            self.epoch = epoch
+
+    def set_objectives(self, objectives: str | Sequence[str] | PretrainingObjectives) -> None:
+        """Begins another stage: whether negatives are drawn depends on the objectives."""
+        self.objectives = PretrainingObjectives.parse(objectives)
+        num_images = len(self.region_dataset) - self.num_skipped_images
+        if self.objectives.matching and self.negative_probability > 0 and num_images < 2:
+            raise ValueError(f"Negatives need captions of at least 2 images, got {num_images}.")
+
+    def __len__(self) -> int:
+        return int(self._first_pairs[-1])
+
+    def _image_and_caption_number(self, index: int) -> tuple[int, int]:
+        image = int(self._first_pairs.searchsorted(index, side="right")) - 1
+        return image, index - int(self._first_pairs[image])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Index {index} is out of range for {len(self)} pairs.")
+        index = int(index) % len(self)
+        image, caption_number = self._image_and_caption_number(index)
+        captions = self.region_dataset.captions(image, self.caption_column)
+        caption = captions[caption_number]
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        itm_label = None
+        if self.objectives.matching:
+            itm_label = int(rng.random() < self.negative_probability)
+            if itm_label == 1:
+                caption = self._draw_negative(image, captions, rng)
+        return {
+            "index": index,
+            "epoch": self.epoch,
+            "record": self.region_dataset[image],
+            "caption": caption,
+            "itm_label": itm_label,
+            "rng": rng,
+        }
+
+    def _draw_negative(self, image: int, captions: list[str], rng: np.random.Generator) -> str:
+        # Keeps out the image's own captions, and those of other images that say the same.
+        own_captions = {_normalized(caption) for caption in captions}
+        for _ in range(MAX_NEGATIVE_DRAWS):
+            other_image, caption_number = self._image_and_caption_number(int(rng.integers(len(self))))
+            candidate = self.region_dataset.captions(other_image, self.caption_column)[caption_number]
+            if _normalized(candidate) not in own_captions:
+                return candidate
+        raise ValueError(
+            f"Found no caption of another image that differs from the captions of row {image} in "
+            f"{MAX_NEGATIVE_DRAWS} draws: {captions}."
+        )
+
+
+class PretrainingCollator:
+    """
+    Turns samples of [`PretrainingPairs`] into a batch of the model's arguments:
+
+    - `input_ids`, `attention_mask`, `token_type_ids`: int64 `(batch, tokens)`,
+    - `region_features` float32 `(batch, regions, region_feature_size)`, zeros where a region is masked,
+      `region_boxes` float32 `(batch, regions, 4)` in [0, 1], `region_attention_mask` int64 `(batch, regions)`,
+    - with a text objective, `labels` int64 `(batch, tokens)`: the original id of masked tokens, −100 elsewhere,
+    - with a region objective, `region_targets`: int64 `(batch, regions)` class ids, float32
+      `(batch, regions, classes)` probabilities or float32 `(batch, regions, region_feature_size)` original features;
+      and `region_target_mask` int64 `(batch, regions)`: 1 = masked and scored,
+    - with `"itm"`, `itm_labels` int64 `(batch,)`: 0 = the pair matches, 1 = it does not.
+
+    Negative pairs are masked like positive ones, or masks would give their label away, but nothing masked in them is
+    scored.
+
+    Args:
+        processor (`InterBERTProcessor`):
+            Its tokenizer and `region_feature_size` are used.
+        objectives (`str` or sequence of `str`):
+            At most one of `"mlm"`, `"msm"`, at most one of `"mom"`, `"mrm"`, and `"itm"`.
+        region_objective (`"hard_class"`, `"soft_class"` or `"feature"`):
+            What masked regions are scored against: `class_ids` (−1 is not scored), `class_probs` or `features` of the
+            dataset.
+        conditional_masking (`bool`):
+            With a text and a region objective, masks only one modality of a sample, so that a masked word is never to
+            be read off a masked region. The modality alternates by sample and by epoch.
+        max_length (`int`):
+            Longest text in tokens, special tokens included.
+        max_regions (`int`, optional):
+            The first regions of an image up to this number are kept; `None` keeps all.
+    """
+
+    def __init__(
+        self,
+        processor,
+        objectives: str | Sequence[str] | PretrainingObjectives = ("mlm", "mom", "itm"),
+        region_objective: Literal["hard_class", "soft_class", "feature"] = "hard_class",
+        conditional_masking: bool = True,
+        max_length: int = 36,
+        max_regions: int | None = 36,
+    ):
+        if region_objective not in REGION_TARGET_COLUMNS:
+            raise ValueError(
+                f"`region_objective` must be one of {list(REGION_TARGET_COLUMNS)}, got {region_objective!r}."
+            )
+        if max_length < 3:
+            raise ValueError(f"`max_length` must be at least 3, a token between two special ones, got {max_length}.")
+        if max_regions is not None and max_regions < 1:
+            raise ValueError(f"`max_regions` must be at least 1, got {max_regions}.")
+        self.processor = processor
+        self.region_objective = region_objective
+        self.conditional_masking = conditional_masking
+        self.max_length = max_length
+        self.max_regions = max_regions
+        self.vocabulary = MaskingVocabulary.from_tokenizer(processor.tokenizer)
+        # A lookup by id also finds special tokens that stand in the text itself, such as [UNK].
+        special_ids = processor.tokenizer.all_special_ids
+        self._is_special = np.zeros(max(*special_ids, self.vocabulary.replacement_token_ids[-1]) + 1, dtype=bool)
+        self._is_special[special_ids] = True
+        self.set_objectives(objectives)
+
+    def set_objectives(self, objectives: str | Sequence[str] | PretrainingObjectives) -> None:
+        """Begins another stage, such as the second of the two-stage schedule."""
+        self.objectives = PretrainingObjectives.parse(objectives)
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if any((sample["itm_label"] is not None) != self.objectives.matching for sample in samples):
+            raise ValueError(
+                f"Pairs and collator must have the same objectives; the collator has {self.objectives}, the pairs come "
+                f"with {'no ' if self.objectives.matching else ''}matching labels."
+            )
+        records = [sample["record"] for sample in samples]
+        batch = self.tokenize([sample["caption"] for sample in samples])
+        batch.update(pad_regions(records, self.processor.region_feature_size, self.max_regions))
+        if self.objectives.text is not None:
+            batch["labels"] = self.mask_text(batch, samples)
+        if self.objectives.regions is not None:
+            batch["region_targets"], batch["region_target_mask"] = self.mask_regions(batch, samples)
+        if self.objectives.matching:
+            batch["itm_labels"] = np.array([sample["itm_label"] for sample in samples], dtype=np.int64)
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def tokenize(self, captions: list[str]) -> dict[str, np.ndarray]:
+        """`input_ids`, `attention_mask` and `token_type_ids` of a list of captions, int64 `(batch, tokens)`."""
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        encoding = self.processor.tokenizer(
+            captions,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=True,
+            return_token_type_ids=True,
+        )
+        # Faster here than `return_tensors="np"`.
+        return {name: np.array(encoding[name], dtype=np.int64) for name in names}
+
+    def _is_masked(self, sample: dict[str, Any], modality: Literal["text", "regions"]) -> bool:
+        objectives = self.objectives
+        if not self.conditional_masking or objectives.text is None or objectives.regions is None:
+            return True
+        return modality == ("text", "regions")[(sample["index"] + sample["epoch"]) % 2]
+
+    def mask_text(self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]]) -> np.ndarray:
+        """Masks `input_ids` of the batch in place. Returns `labels`, int64 `(batch, tokens)`."""
+        mask = mask_tokens if self.objectives.text == "mlm" else mask_segments
+        input_ids = batch["input_ids"]
+        labels = np.full_like(input_ids, IGNORED_LABEL)
+        is_special = self._is_special[input_ids]
+        # Without the padding, on either side: the draws of a sample must not depend on the longest text of its batch.
+        starts = batch["attention_mask"].argmax(axis=1)
+        stops = starts + batch["attention_mask"].sum(axis=1)
+        for i, sample in enumerate(samples):
+            if not self._is_masked(sample, "text"):
+                continue
+            text = slice(starts[i], stops[i])
+            input_ids[i, text], text_labels = mask(
+                input_ids[i, text], is_special[i, text], self.vocabulary, sample["rng"]
+            )
+            if sample["itm_label"] != 1:
+                labels[i, text] = text_labels
+        return labels
+
+    def mask_regions(
+        self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Masks `region_features` of the batch in place. Returns `region_targets`, by `region_objective`, and
+        `region_target_mask`, int64 `(batch, regions)`."""
+        targets = self._region_targets(batch, samples)
+        masked = np.zeros(batch["region_attention_mask"].shape, dtype=bool)
+        is_scored = np.zeros_like(masked)
+        for i, sample in enumerate(samples):
+            if not self._is_masked(sample, "regions"):
+                continue
+            boxes = sample["record"]["boxes"][: self.max_regions]
+            if self.objectives.regions == "mom":
+                masked[i, : len(boxes)] = mask_regions_independently(len(boxes), sample["rng"])
+            else:
+                masked[i, : len(boxes)] = mask_overlapping_regions(boxes, sample["rng"])
+            if sample["itm_label"] != 1:
+                is_scored[i] = masked[i]
+        batch["region_features"][masked] = 0
+        if self.region_objective == "hard_class":
+            is_scored &= targets >= 0
+        return targets, is_scored.astype(np.int64)
+
+    def _region_targets(self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]]) -> np.ndarray:
+        if self.region_objective == "feature":
+            return batch["region_features"].copy()
+        column = REGION_TARGET_COLUMNS[self.region_objective]
+        for sample in samples:
+            if column not in sample["record"]:
+                raise ValueError(
+                    f"`region_objective={self.region_objective!r}` needs the column {column!r}, the dataset has only "
+                    f"{list(sample['record'])}."
+                )
+        shape = batch["region_attention_mask"].shape
+        if self.region_objective == "hard_class":
+            targets = np.full(shape, -1, dtype=np.int64)
+        else:
+            targets = np.zeros((*shape, samples[0]["record"][column].shape[1]), dtype=np.float32)
+        for i, sample in enumerate(samples):
+            values = sample["record"][column][: self.max_regions]
+            targets[i, : len(values)] = values
+        return targets

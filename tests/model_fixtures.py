@@ -1,0 +1,101 @@
+"""Small configurations, models and inputs that the tests of the model share."""
+
+import torch
+
+from configuration_interbert import InterBERTConfig
+
+NUM_TOKENS = (7, 5, 3)
+NUM_REGIONS = (5, 2, 4)
+
+# The numbers of layers differ, so that no module can stand in for another; so do the widths.
+TINY = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_text_layers": 3,
+    "num_vision_layers": 1,
+    "num_attention_heads": 2,
+    "vision_num_attention_heads": 4,
+    "intermediate_size": 24,
+    "vision_intermediate_size": 20,
+    "max_position_embeddings": 12,
+    "region_feature_size": 6,
+    "num_region_classes": 5,
+    "pooler_size": 8,
+}
+
+NO_DROPOUT = {
+    "hidden_dropout_prob": 0,
+    "vision_hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+    "vision_attention_probs_dropout_prob": 0,
+}
+
+
+def tiny_config(**overrides) -> InterBERTConfig:
+    return InterBERTConfig(**(TINY | overrides))
+
+
+@torch.no_grad()
+def perturb(model: torch.nn.Module, scale: float = 0.2) -> torch.nn.Module:
+    """Moves every parameter away from its initial value: at 0.02 attention is flat, and biases are all 0."""
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * scale)
+    return model
+
+
+def tiny_model(model_class, attn_implementation: str = "sdpa", **overrides):
+    """A perturbed model in evaluation mode."""
+    model = perturb(model_class(tiny_config(**overrides))).eval()
+    model.set_attn_implementation(attn_implementation)
+    return model
+
+
+def prefix_mask(lengths: tuple[int, ...]) -> torch.Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def tiny_text() -> dict[str, torch.Tensor]:
+    """Three texts of 7, 5 and 3 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(NUM_TOKENS), max(NUM_TOKENS))
+    return {
+        "input_ids": torch.randint(1, TINY["vocab_size"], shape, generator=generator),
+        "attention_mask": prefix_mask(NUM_TOKENS),
+        "token_type_ids": torch.randint(0, 2, shape, generator=generator),
+    }
+
+
+def tiny_regions() -> dict[str, torch.Tensor]:
+    """Three images of 5, 2 and 4 regions."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (len(NUM_REGIONS), max(NUM_REGIONS))
+    corners = torch.rand(*shape, 2, 2, generator=generator).sort(dim=2).values  # (batch, regions, corner, axis)
+    return {
+        "region_features": torch.randn(*shape, TINY["region_feature_size"], generator=generator),
+        "region_boxes": corners.flatten(2),
+        "region_attention_mask": prefix_mask(NUM_REGIONS),
+    }
+
+
+def tiny_inputs() -> dict[str, torch.Tensor]:
+    return tiny_text() | tiny_regions()
+
+
+def tiny_labels() -> dict[str, torch.Tensor]:
+    """Scores 3 words of the first two texts, 4 regions, and all pairs."""
+    labels = torch.full((3, 7), -100)
+    labels[0, 2], labels[0, 5], labels[1, 1] = 11, 4, 29
+    region_target_mask = torch.zeros(3, 5, dtype=torch.long)
+    region_target_mask[0, 4] = region_target_mask[1, 0] = region_target_mask[2, 1] = region_target_mask[2, 3] = 1
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "labels": labels,
+        "region_targets": torch.rand(3, 5, TINY["num_region_classes"], generator=generator).softmax(dim=-1),
+        "region_target_mask": region_target_mask,
+        "itm_labels": torch.tensor([0, 1, 1]),
+    }
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
