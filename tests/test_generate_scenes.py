@@ -136,7 +136,7 @@ def test_files_and_schema(scenes_dir, splits):
         "width": "int32",
         "height": "int32",
         "boxes": "list<item: fixed_size_list<item: float>[4]>",
-        "features": "list<item: fixed_size_list<item: halffloat>[192]>",
+        "features": "list<item: fixed_size_list<item: halffloat>[208]>",
         "class_ids": "list<item: int32>",
         "class_scores": "list<item: float>",
         "captions": "list<item: string>",
@@ -333,14 +333,19 @@ def test_boxes_features_and_scores(splits):
 
 def test_region_features_of_known_pixels():
     image = Image.new("RGB", (64, 64), (0, 0, 0))
-    image.paste((255, 255, 255), (32, 0, 64, 64))
-    # With the margin of 2 pixels the crop is (16, 16, 48, 48): black on the left half, white on the right one.
-    features = region_features(image, np.array([[18.0, 18.0, 46.0, 46.0], [2.0, 2.0, 20.0, 20.0]]))
-    assert features.shape == (2, 192)
+    image.paste((255, 100, 0), (26, 26, 38, 38))
+    # With the margin of 2 pixels, the first crop is (20, 20, 44, 44): 2 x 2 pixels become one, and the square of
+    # 12 x 12 pixels in its middle 6 x 6. Its colour has the levels 3, 1, 0: bin 3 * 16 + 1 * 4 + 0 = 52.
+    features = region_features(image, np.array([[22.0, 22.0, 42.0, 42.0], [2.0, 2.0, 20.0, 20.0]]))
+    assert features.shape == (2, 208)
     assert features.dtype == np.float16
-    columns = features[0].reshape(8, 8, 3)
-    assert (columns[:, :3] == -1).all() and (columns[:, 5:] == 1).all()
-    assert (features[1] == -1).all()
+    silhouette = features[0, :144].reshape(12, 12)
+    assert (silhouette[4:8, 4:8] == 1).all()
+    assert (silhouette[[0, 1, 10, 11]] == -1).all() and (silhouette[:, [0, 1, 10, 11]] == -1).all()
+    assert features[0, 144:].argmax() == 52
+    np.testing.assert_allclose((features[0, 144:].astype(float) ** 2).sum(), 16, rtol=1e-2)  # the shares add up to 1
+    # The second crop shows nothing but the background.
+    assert (features[1, :144] == -1).all() and (features[1, 144:] == 0).all()
 
 
 def test_draw_and_detect():
