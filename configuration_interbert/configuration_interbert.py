@@ -30,6 +30,13 @@ BERT_FIELDS = (
     "pad_token_id",
 )
 
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "vision_hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "vision_attention_probs_dropout_prob",
+)
+
 
 @strict
 class InterBERTConfig(PreTrainedConfig):
@@ -132,6 +139,8 @@ class InterBERTConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
+        for name in DROPOUTS:  # 0 is a dropout too, and `update_from_string` goes by the type of the present value
+            setattr(self, name, float(getattr(self, name)))
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         super().__post_init__(**kwargs)
 
@@ -181,10 +190,11 @@ class InterBERTConfig(PreTrainedConfig):
             "num_region_classes",
             "pooler_size",
             "layer_norm_eps",
+            "initializer_range",
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
-        for name in ("num_text_layers", "num_vision_layers", "initializer_range"):
+        for name in ("num_text_layers", "num_vision_layers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         for name in ("num_attention_heads", "vision_num_attention_heads"):
@@ -192,12 +202,7 @@ class InterBERTConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`hidden_size` must be a multiple of `{name}`, got {self.hidden_size} and {getattr(self, name)}."
                 )
-        for name in (
-            "hidden_dropout_prob",
-            "vision_hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "vision_attention_probs_dropout_prob",
-        ):
+        for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
         if self.hidden_act not in ACT2FN:

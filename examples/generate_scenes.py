@@ -559,7 +559,8 @@ configs:
 # Scenes
 
 Synthetic pictures of 3 to 6 coloured shapes (8 colours, 6 shapes, 2 sizes; 128 x 128 pixels), with one region per
-object: box, class (`objects_vocab.txt`), score and a {feature_size}-d feature, the 8 x 8 RGB pixels of the box's crop.
+object: box, class (`objects_vocab.txt`), score and a {feature_size}-d feature of the box's pixels: its silhouette and
+its colours.
 Each scene has 5 captions in English (`captions`) and the same 5 in Chinese (`captions_zh`), questions with answers
 (`questions`) and four-way choices (`choices`). `tokenizer/` holds a WordPiece tokenizer of their words.
 

@@ -74,7 +74,10 @@ def score_captions_against_images(
             }
             with accelerator.autocast():
                 outputs = model.interbert(**pairs)
-                logits = model.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output).float()
+            # Outside of autocast: half precision has so few digits that pairs would tie.
+            dtype = model.itm_head.classifier.weight.dtype
+            logits = model.itm_head(outputs.text_pooler_output.to(dtype), outputs.vision_pooler_output.to(dtype))
+            logits = logits.float()
             log_odds = (logits[:, 0] - logits[:, 1]).view(num_captions, num_images)
             rows = torch.as_tensor(chosen_captions, device=device)[:, None]
             scores[rows, torch.as_tensor(chosen_images, device=device)] = log_odds
@@ -98,14 +101,15 @@ def recall_at_k(scores: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[st
     Returns:
         `image_recall_at_k`: share of captions whose image is among the k highest-scored images, and
         `text_recall_at_k`: the same for images and their captions. Ties count against the right one: a model that
-        scores all pairs alike has recall 0 for k < N.
+        scores all pairs alike has recall 0 for k < N, and so has one whose scores are not numbers.
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise ValueError(f"`scores` must have shape (N, N), got {scores.shape}.")
     right = np.diagonal(scores)
     results = {}
     for direction, matrix in (("image", scores), ("text", scores.T)):
-        ranks = (matrix >= right[:, None]).sum(axis=1)  # 1 = best; the right one is counted too
+        # 1 = best, the right one counted too. "Not less" rather than "greater or equal", for the sake of NaN.
+        ranks = (~(matrix < right[:, None])).sum(axis=1)
         for k in ks:
             results[f"{direction}_recall_at_{k}"] = float((ranks <= k).mean())
     return results

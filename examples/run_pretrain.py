@@ -22,19 +22,21 @@ The paper's two stages at base size, started from BERT, on several GPUs:
 Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...`.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Subset
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
-from transformers.utils import logging
 
 from configuration_interbert import InterBERTConfig
 from modeling_interbert import InterBERTForPreTraining
 from processing import (
     InterBERTProcessor,
+    LengthGroupedSampler,
     PretrainingCollator,
     PretrainingPairs,
     RegionDataset,
@@ -44,15 +46,17 @@ from retrieval_evaluation import recall_at_k, score_captions_against_images
 from training import (
     OutputArguments,
     TrainingArguments,
+    create_repository,
     flat_config,
     format_table,
     make_accelerator,
     push_folder,
     train,
+    write_final_model,
     write_model,
 )
 
-logger = logging.get_logger("interbert." + __name__)
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -86,8 +90,11 @@ class ModelArguments:
     def __post_init__(self):
         if self.model_name_or_path is not None and self.bert_name_or_path is not None:
             raise ValueError("Give either `--model_name_or_path` or `--bert_name_or_path`, not both.")
-        if self.model_name_or_path is not None and (self.config_name or self.config_overrides):
-            raise ValueError("`--config_name` and `--config_overrides` are for new models, not for a checkpoint.")
+        if self.model_name_or_path is not None and (self.config_name or self.config_overrides or self.tokenizer_name):
+            raise ValueError(
+                "`--config_name`, `--config_overrides` and `--tokenizer_name` are for new models: the checkpoint of "
+                "`--model_name_or_path` has its own."
+            )
         if self.model_name_or_path is None and self.bert_name_or_path is None and self.tokenizer_name is None:
             raise ValueError("A model from scratch needs `--tokenizer_name`.")
 
@@ -141,6 +148,13 @@ class ObjectiveArguments:
     conditional_masking: bool = field(
         default=True, metadata={"help": "Masks one modality of a pair at a time, in turn."}
     )
+    text_mask_probability: float | None = field(
+        default=None,
+        metadata={"help": "Share of tokens that are masked (mlm, 0.15) or begin a masked segment (msm, 0.10)."},
+    )
+    region_mask_probability: float = field(
+        default=0.15, metadata={"help": "Share of regions that are masked (mom), or anchors of masked groups (mrm)."}
+    )
     mlm_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the masked words' loss."})
     region_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the masked regions' loss."})
     itm_loss_weight: float = field(default=1.0, metadata={"help": "Weight of the matching loss."})
@@ -156,6 +170,11 @@ class ObjectiveArguments:
                 f"{len(self.stage_epochs)}."
             )
 
+    @property
+    def leaves_out_a_head(self) -> bool:
+        """Whether some stage has no masked words, no masked regions or no matching."""
+        return any(len(objectives.split(",")) < 3 for objectives in self.objectives)
+
     def of_epoch(self, epoch: int) -> str:
         """Objectives of an epoch, counted from 0."""
         for objectives, num_epochs in zip(self.objectives, self.stage_epochs or [], strict=False):
@@ -167,51 +186,79 @@ class ObjectiveArguments:
 
 def choose_region_objective(requested: str | None, regions: RegionDataset) -> str:
     """The requested objective if the dataset has what it needs; hard_class in place of a missing soft_class."""
-    if requested == "soft_class" and "class_probs" not in regions.column_names:
+    has_probabilities = "class_probs" in regions.column_names
+    if requested == "soft_class" and not has_probabilities:
         logger.warning("The dataset has no `class_probs`, which soft_class needs: hard_class is used instead.")
         return "hard_class"
     if requested is None:
-        requested = "soft_class" if "class_probs" in regions.column_names else "hard_class"
-        logger.warning(f"Masked regions are scored by {requested}.")
+        requested = "soft_class" if has_probabilities else "hard_class"
+        logger.info(f"Masked regions are scored by {requested}.")
     return requested
 
 
-def build_model(
-    args: ModelArguments, regions: RegionDataset, region_objective: str | None
+def load_checkpoint(
+    args: ModelArguments, region_objective: str | None, region_feature_size: int
 ) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
-    """The model and the processor, with the sizes that the dataset calls for."""
-    if args.model_name_or_path is not None:
-        model = InterBERTForPreTraining.from_pretrained(args.model_name_or_path)
-        processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
-        if model.config.region_feature_size != regions.region_feature_size:
-            raise ValueError(
-                f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, "
-                f"got {regions.region_feature_size}."
-            )
-        return model, processor
-
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.bert_name_or_path)
-    objective = choose_region_objective(region_objective, regions)
-    sizes = {"region_feature_size": regions.region_feature_size, "region_objective": objective}
-    if objective != "feature":
-        sizes["num_region_classes"] = regions.num_region_classes(objective)
-    if args.config_name is not None:
-        config = InterBERTConfig.from_pretrained(args.config_name, **sizes)
-    elif args.bert_name_or_path is not None:
-        config = InterBERTConfig.from_bert_config(
-            AutoConfig.from_pretrained(args.bert_name_or_path), layout=args.layout, **sizes
+    """The model and the processor of `--model_name_or_path`, if they fit the dataset and the other arguments."""
+    model = InterBERTForPreTraining.from_pretrained(args.model_name_or_path)
+    processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
+    if model.config.region_feature_size != region_feature_size:
+        raise ValueError(
+            f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, got "
+            f"{region_feature_size}."
         )
-    else:
-        config = InterBERTConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
-    if args.config_overrides is not None:
-        config.update_from_string(args.config_overrides)
-        config.validate()  # setting values checks each of them, but not whether they fit together
+    if region_objective not in (None, model.config.region_objective):
+        raise ValueError(
+            f"`--region_objective` must be that of the checkpoint, {model.config.region_objective}, got "
+            f"{region_objective}."
+        )
+    return model, processor
 
-    if args.bert_name_or_path is not None:
-        model = InterBERTForPreTraining.from_bert(args.bert_name_or_path, config=config, layout=args.layout)
+
+def build_model(
+    args: ModelArguments, splits: list[RegionDataset], region_objective: str | None
+) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
+    """The model and the processor, with the sizes that all splits of the dataset call for."""
+    region_feature_size = splits[0].region_feature_size
+    if any(regions.region_feature_size != region_feature_size for regions in splits):
+        raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
+    if args.model_name_or_path is not None:
+        model, processor = load_checkpoint(args, region_objective, region_feature_size)
+        config = model.config
     else:
-        model = InterBERTForPreTraining(config)
-    return model, InterBERTProcessor(tokenizer, region_feature_size=config.region_feature_size)
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.bert_name_or_path)
+        processor = InterBERTProcessor(tokenizer, region_feature_size=region_feature_size)
+        objective = choose_region_objective(region_objective, splits[0])
+        sizes = {"region_feature_size": region_feature_size, "region_objective": objective}
+        if objective != "feature":
+            sizes["num_region_classes"] = max(regions.num_region_classes(objective) for regions in splits)
+        if args.config_name is not None:
+            config = InterBERTConfig.from_pretrained(args.config_name, **sizes)
+        elif args.bert_name_or_path is not None:
+            bert_config = AutoConfig.from_pretrained(args.bert_name_or_path)
+            config = InterBERTConfig.from_bert_config(bert_config, layout=args.layout, **sizes)
+        else:
+            config = InterBERTConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
+        if args.config_overrides is not None:
+            config.update_from_string(args.config_overrides)
+            config.validate()  # setting values checks each of them, but not whether they fit together
+        if args.bert_name_or_path is not None:
+            model = InterBERTForPreTraining.from_bert(args.bert_name_or_path, config=config, layout=args.layout)
+        else:
+            model = InterBERTForPreTraining(config)
+
+    if len(processor.tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"The model's vocabulary must hold the tokenizer's {len(processor.tokenizer)} tokens, got "
+            f"{config.vocab_size}."
+        )
+    if config.region_objective != "feature":
+        classes = max(regions.num_region_classes(config.region_objective) for regions in splits)
+        if classes > config.num_region_classes:
+            raise ValueError(
+                f"The model's region head must have the dataset's {classes} classes, got {config.num_region_classes}."
+            )
+    return model, processor
 
 
 @torch.inference_mode()
@@ -264,21 +311,22 @@ def main():
     model_args, data_args, objective_args, training_args, output_args = arguments
     if objective_args.stage_epochs is not None:
         training_args.num_train_epochs = sum(objective_args.stage_epochs)
-    accelerator = make_accelerator(training_args, output_args)
-    if not accelerator.is_main_process:
-        logging.set_verbosity_error()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)
+    if output_args.push_to_hub and accelerator.is_main_process:
+        repo_id = create_repository(output_args)
 
     with accelerator.main_process_first():  # so that one process prepares the dataset, and the others read it
         train_regions, validation_regions = (
             load_region_dataset(data_args.dataset_name, split, name=data_args.dataset_config_name)
             for split in (data_args.train_split, data_args.validation_split)
         )
+    model, processor = build_model(model_args, [train_regions, validation_regions], objective_args.region_objective)
     if data_args.max_train_images is not None:
         first = range(min(data_args.max_train_images, len(train_regions)))
         train_regions = RegionDataset(train_regions.dataset.select(first))
 
-    model, processor = build_model(model_args, train_regions, objective_args.region_objective)
     if training_args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     first_objectives = objective_args.of_epoch(0)
@@ -297,18 +345,22 @@ def main():
         objectives=first_objectives,
         region_objective=model.config.region_objective,
         conditional_masking=objective_args.conditional_masking,
+        text_mask_probability=objective_args.text_mask_probability,
+        region_mask_probability=objective_args.region_mask_probability,
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
     )
     train_dataloader = DataLoader(
         train_pairs,
         batch_size=training_args.per_device_train_batch_size,
-        shuffle=True,
+        sampler=LengthGroupedSampler(
+            train_pairs.lengths(), training_args.per_device_train_batch_size, seed=training_args.seed
+        ),
         collate_fn=collator,
         num_workers=training_args.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )
-    num_retrieved = min(data_args.retrieval_eval_size, len(validation_regions))
+    retrieved = validation_pairs.usable_images()[: data_args.retrieval_eval_size].tolist()
     weights = {
         "mlm_loss": objective_args.mlm_loss_weight,
         "region_loss": objective_args.region_loss_weight,
@@ -317,6 +369,10 @@ def main():
     accelerator.print(
         f"{model.num_parameters():,} parameters; {len(train_regions):,} images with {len(train_pairs):,} captions to "
         f"train on, {len(validation_pairs):,} captions to evaluate on; {accelerator.num_processes} process(es)."
+    )
+    accelerator.print(
+        f"Left out for lack of captions or regions: {train_pairs.num_skipped_images:,} images for training, "
+        f"{validation_pairs.num_skipped_images:,} for evaluation."
     )
 
     def compute_losses(model, batch):
@@ -329,19 +385,19 @@ def main():
         for part in (train_pairs, validation_pairs, collator):
             part.set_objectives(objectives)
         train_pairs.set_epoch(epoch)
+        train_dataloader.sampler.set_epoch(epoch)
 
-    def end_epoch(epoch, model):
+    def end_epoch(epoch, model, is_last):
         results = evaluate_objectives(
             accelerator, model, validation_pairs, collator, training_args.per_device_eval_batch_size
         )
-        is_last = epoch + 1 == training_args.num_train_epochs
-        if num_retrieved and (is_last or data_args.retrieval_eval_every_epoch):
+        if retrieved and (is_last or data_args.retrieval_eval_every_epoch):
             scores = score_captions_against_images(
                 accelerator,
                 model,
                 processor,
-                [validation_regions.captions(i, data_args.caption_column)[0] for i in range(num_retrieved)],
-                [validation_regions[i] for i in range(num_retrieved)],
+                [validation_regions.captions(i, data_args.caption_column)[0] for i in retrieved],
+                [validation_regions[i] for i in retrieved],
                 max_length=data_args.max_seq_length,
                 max_regions=data_args.max_regions,
             )
@@ -351,7 +407,7 @@ def main():
 
     if output_args.with_tracking:
         accelerator.init_trackers("interbert_pretraining", config=flat_config(*arguments))
-    results = train(
+    train(
         accelerator,
         model,
         train_dataloader,
@@ -360,17 +416,17 @@ def main():
         compute_losses,
         begin_epoch,
         end_epoch,
-        save=lambda model, folder: write_model(model, processor, [], folder),
+        save=lambda model, folder: write_model(model, processor, folder),
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_model(model, processor, results, output_args.output_dir)
+        write_final_model(accelerator.unwrap_model(model), processor, output_args.output_dir)
         print(
             f"\nThe model is in {output_args.output_dir}:\n\n    "
             f'AutoModelForPreTraining.from_pretrained("{output_args.output_dir}", trust_remote_code=True)\n'
         )
         if output_args.push_to_hub:
-            print(f"Uploaded: {push_folder(output_args)}")
+            print(f"Uploaded: {push_folder(output_args, repo_id)}")
     accelerator.end_training()
 
 

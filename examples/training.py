@@ -9,14 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, ProjectConfiguration
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin, SchedulerType, get_scheduler
-from transformers.utils import logging
-
-logger = logging.get_logger("interbert." + __name__)
 
 
 @dataclass
@@ -59,13 +56,17 @@ class TrainingArguments:
     seed: int = field(default=42, metadata={"help": "Seed of weights, order, negatives and masks."})
 
     def __post_init__(self):
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"):
-            if getattr(self, name) < 1:
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "num_train_epochs",
+            "max_train_steps",
+            "gradient_accumulation_steps",
+        ):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"`--gradient_accumulation_steps` must be at least 1, got {self.gradient_accumulation_steps}."
-            )
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"`--max_grad_norm` must be positive, got {self.max_grad_norm}.")
 
 
 @dataclass
@@ -74,7 +75,7 @@ class OutputArguments:
 
     output_dir: str = field(metadata={"help": "Folder for the trained model, its processor and the results."})
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Trains although `output_dir` already holds a model, and replaces it."}
+        default=False, metadata={"help": "Trains although `output_dir` already holds a model, and writes over it."}
     )
     checkpointing_steps: str | None = field(
         default=None,
@@ -95,6 +96,8 @@ class OutputArguments:
 
     def __post_init__(self):
         steps = self.checkpointing_steps
+        if self.logging_steps < 1:
+            raise ValueError(f"`--logging_steps` must be at least 1, got {self.logging_steps}.")
         if steps is not None and steps != "epoch" and not (steps.isdigit() and int(steps) > 0):
             raise ValueError(f"`--checkpointing_steps` must be a positive number or 'epoch', got {steps!r}.")
         if (Path(self.output_dir) / "config.json").exists() and not self.overwrite_output_dir:
@@ -104,7 +107,10 @@ class OutputArguments:
             )
 
 
-def make_accelerator(training_args: TrainingArguments, output_args: OutputArguments) -> Accelerator:
+def make_accelerator(
+    training_args: TrainingArguments, output_args: OutputArguments, find_unused_parameters: bool = False
+) -> Accelerator:
+    """`find_unused_parameters` is for models of which not every parameter takes part in every loss."""
     return Accelerator(
         gradient_accumulation_steps=training_args.gradient_accumulation_steps,
         mixed_precision=training_args.mixed_precision,
@@ -112,6 +118,7 @@ def make_accelerator(training_args: TrainingArguments, output_args: OutputArgume
         project_config=ProjectConfiguration(project_dir=output_args.output_dir),
         # The order of an epoch depends on the seed and the epoch alone, and is the same in every process.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training_args.seed),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
     )
 
 
@@ -149,16 +156,16 @@ class RunningMeans:
 
     def reset(self):
         self.sums: dict[str, torch.Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def update(self, values: dict[str, torch.Tensor]):
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-        self.count += 1
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def compute(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes."""
-        means = {name: total / self.count for name, total in self.sums.items()}
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
         return {name: value.item() for name, value in accelerator.reduce(means, reduction="mean").items()}
 
 
@@ -170,7 +177,7 @@ def train(
     output_args: OutputArguments,
     compute_losses: Callable[[torch.nn.Module, dict], dict[str, torch.Tensor]],
     begin_epoch: Callable[[int], None],
-    end_epoch: Callable[[int, torch.nn.Module], dict[str, float]],
+    end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
     save: Callable[[torch.nn.Module, Path], None],
 ) -> list[dict[str, float]]:
     """
@@ -179,11 +186,13 @@ def train(
     Args:
         compute_losses: From model and batch to named losses; the one named "loss" is minimized.
         begin_epoch: Called with the number of the epoch, from 0, before its first batch.
-        end_epoch: Called with the number of the epoch and the unwrapped model; returns what it measured.
+        end_epoch: Called with the number of the epoch, the unwrapped model and whether it was the last epoch; returns
+            what it measured.
         save: Called with the unwrapped model and an empty folder to write a checkpoint to.
 
     Returns:
-        For each epoch its mean training losses, as `train_*`, and what `end_epoch` measured.
+        For each epoch its mean training losses, as `train_*`, and what `end_epoch` measured. `all_results.json` in the
+        output folder holds the same, from the first epoch on.
     """
     optimizer = make_optimizer(model, training_args)
     model, optimizer, train_dataloader = accelerator.prepare(model, optimizer, train_dataloader)
@@ -242,8 +251,10 @@ def train(
                 break
 
         result = {f"train_{name}": value for name, value in epoch_means.compute(accelerator).items()}
-        result |= end_epoch(epoch, accelerator.unwrap_model(model))
+        result |= end_epoch(epoch, accelerator.unwrap_model(model), step == num_steps)
         results.append({"epoch": epoch + 1, "step": step} | result)
+        if accelerator.is_main_process:
+            write_json(Path(output_args.output_dir) / "all_results.json", results)
         accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=step)
         if checkpoint_steps == "epoch":
             save_atomically(accelerator, model, Path(output_args.output_dir) / f"epoch_{epoch + 1}", save)
@@ -269,22 +280,45 @@ def save_atomically(
     accelerator.wait_for_everyone()
 
 
-def write_model(
-    model: PreTrainedModel, processor: ProcessorMixin, results: list[dict[str, float]], output_dir: str | os.PathLike
-):
-    """Writes weights (safetensors), configuration, processor, the code of all three, and the results per epoch."""
+def write_json(path: Path, value):
+    """Writes under another name first, so that a file of this name is always complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def write_model(model: PreTrainedModel, processor: ProcessorMixin, output_dir: str | os.PathLike):
+    """Writes weights (safetensors), configuration, processor, and the code of all three."""
     model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
-    with open(Path(output_dir) / "all_results.json", "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=2)
 
 
-def push_folder(output_args: OutputArguments) -> str:
-    """Uploads the output folder, without the checkpoints on the way, in one commit. Returns its URL."""
+def write_final_model(model: PreTrainedModel, processor: ProcessorMixin, output_dir: str | os.PathLike):
+    """
+    Writes the trained model to the output folder, `config.json` last: a folder that has one holds a complete model, and
+    an interrupted run can be started again.
+    """
+    output_dir = Path(output_dir)
+    unfinished = output_dir / "final.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (output_dir / "config.json").unlink(missing_ok=True)
+    write_model(model, processor, unfinished)
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(output_dir / path.name)
+    unfinished.rmdir()
+
+
+def create_repository(output_args: OutputArguments) -> str:
+    """Creates the repository to upload to, before the training, so that a wrong name or token shows at once."""
     api = HfApi(token=output_args.hub_token)
     repo_id = output_args.hub_model_id or Path(output_args.output_dir).absolute().name
-    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-    commit = api.upload_folder(
+    return api.create_repo(repo_id, exist_ok=True).repo_id
+
+
+def push_folder(output_args: OutputArguments, repo_id: str) -> str:
+    """Uploads the output folder, without the checkpoints on the way, in one commit. Returns its URL."""
+    commit = HfApi(token=output_args.hub_token).upload_folder(
         repo_id=repo_id,
         folder_path=output_args.output_dir,
         commit_message="End of training",

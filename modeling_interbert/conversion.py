@@ -150,6 +150,15 @@ def convert_original_checkpoint(
     """
     config = convert_original_config(json.loads(Path(config_path).read_text(encoding="utf-8")))
     original_state_dict = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+    if not isinstance(original_state_dict, dict):
+        raise ValueError(f"{checkpoint_path} must hold a state dict, got {type(original_state_dict).__name__}.")
+    state_dict = convert_original_state_dict(original_state_dict, config)
     model = InterBERTForPreTraining(config)
-    model.load_state_dict(convert_original_state_dict(original_state_dict, config))
+    for name, weight in model.state_dict().items():
+        if weight.shape != state_dict[name].shape:
+            raise ValueError(
+                f"The checkpoint does not fit its configuration: `{name}` must have shape {tuple(weight.shape)}, got "
+                f"{tuple(state_dict[name].shape)}."
+            )
+    model.load_state_dict(state_dict)
     return model.eval()

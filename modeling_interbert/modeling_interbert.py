@@ -30,7 +30,8 @@ RECORDED_OUTPUTS = [f"{module}_{kind}" for module in MODULES for kind in ("hidde
 @dataclass
 class InterBERTModelOutput(ModelOutput):
     """
-    Output of [`InterBERTModel`]. Fields of a modality that was not given are None.
+    Output of [`InterBERTModel`]. Of a modality that was not given, the first four fields are None and the recorded ones
+    are empty.
 
     Args:
         text_last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, hidden_size)`):
@@ -255,10 +256,11 @@ class InterBERTImageEmbeddings(nn.Module):
         region_attention_mask: torch.LongTensor | None,
     ) -> torch.Tensor:
         batch_size = region_features.shape[0]
+        region_features = region_features.float()  # a mean of half-precision features would lose precision
         if region_attention_mask is None:
-            mean_feature = region_features.mean(dim=1, keepdim=True)
+            mean_feature = region_features.sum(dim=1, keepdim=True) / max(region_features.shape[1], 1)
         else:
-            is_region = region_attention_mask[..., None].to(region_features.dtype)
+            is_region = region_attention_mask[..., None].float()
             num_regions = is_region.sum(dim=1, keepdim=True).clamp(min=1)
             mean_feature = (region_features * is_region).sum(dim=1, keepdim=True) / num_regions
         image_box = region_boxes.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(batch_size, 1, 4)
@@ -382,8 +384,9 @@ class InterBERTPreTrainedModel(PreTrainedModel):
         **kwargs,
     ) -> "InterBERTPreTrainedModel":
         """
-        A new model that starts from a BERT checkpoint: bert-base-uncased, bert-base-chinese, Chinese-BERT-wwm,
-        MacBERT, MiniLM or any other of BERT's architecture. What BERT does not have is initialised randomly.
+        A new model, in evaluation mode, that starts from a BERT checkpoint: bert-base-uncased, bert-base-chinese,
+        Chinese-BERT-wwm, MacBERT, MiniLM or any other of BERT's architecture. What BERT does not have is initialised
+        randomly.
 
         Args:
             pretrained_model_name_or_path (`str`):
@@ -395,10 +398,10 @@ class InterBERTPreTrainedModel(PreTrainedModel):
                 `"paper"`: BERT's first layers become the interaction module, the streams start from scratch.
                 `"release"`: the first layers become the interaction module, the following ones the text stream.
                 The word head takes BERT's, where this model has one and the checkpoint has it too.
-            kwargs: Passed on to BERT's `from_pretrained`, such as `revision`, `cache_dir` or `token`.
+            kwargs: Where and how BERT is found: `revision`, `cache_dir`, `token` and the like of `from_pretrained`.
 
         Raises:
-            `ValueError`: the checkpoint is no BERT, has too few layers, or differs in a width.
+            `ValueError`: the checkpoint is no BERT, has too few layers, or differs in what both must share.
         """
         bert_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if bert_config.model_type != "bert":
@@ -418,11 +421,13 @@ class InterBERTPreTrainedModel(PreTrainedModel):
         model = cls(config)
         model_weights = model.state_dict()
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
+        if model.config.tie_word_embeddings:
+            del names["cls.predictions.decoder.weight"]  # an untied one would replace the word embeddings
         for bert_name, name in names.items():
             name = name if name.startswith("mlm_head.") else prefix + name
             if bert_name in bert_weights and name in model_weights:
                 model_weights[name].copy_(bert_weights[bert_name])
-        return model
+        return model.eval()
 
 
 # BERT's parameter names within one layer, and ours. The release kept BERT's names.
@@ -474,10 +479,11 @@ def bert_weight_names(config: InterBERTConfig, bert_config, layout: str) -> dict
             f"The {layout} layout takes {needed} layers from BERT ({config.num_hidden_layers} interaction, "
             f"{text_layers} text), but the checkpoint has {bert_config.num_hidden_layers}."
         )
-    widths = ["vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"]
+    shared = ["vocab_size", "hidden_size", "num_attention_heads", "intermediate_size", "type_vocab_size"]
+    shared += ["hidden_act", "layer_norm_eps"]
     if config.text_position_embedding == "learned":
-        widths.append("max_position_embeddings")
-    for name in widths:
+        shared.append("max_position_embeddings")
+    for name in shared:
         if getattr(config, name) != getattr(bert_config, name):
             raise ValueError(
                 f"`{name}` must be that of the BERT checkpoint, {getattr(bert_config, name)}, got "
@@ -499,10 +505,18 @@ def bert_weight_names(config: InterBERTConfig, bert_config, layout: str) -> dict
     }
 
 
+def check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...]):
+    """Raises a `ValueError` unless the tensor is None or has the expected shape."""
+    if tensor is not None and tuple(tensor.shape) != tuple(expected):
+        raise ValueError(f"`{name}` must have shape {tuple(expected)}, got {tuple(tensor.shape)}.")
+
+
 def check_inputs(
     config: InterBERTConfig,
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
     region_features: torch.Tensor | None,
     region_boxes: torch.Tensor | None,
@@ -514,14 +528,32 @@ def check_inputs(
     text = input_ids if input_ids is not None else inputs_embeds
     if text is None and region_features is None:
         raise ValueError("Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither.")
-    if text is not None and attention_mask is not None and attention_mask.shape != text.shape[:2]:
+
+    if input_ids is not None and input_ids.dim() != 2:
+        raise ValueError(f"`input_ids` must have shape (batch, tokens), got {tuple(input_ids.shape)}.")
+    if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != config.hidden_size):
         raise ValueError(
-            f"`attention_mask` must have the shape of the text, {tuple(text.shape[:2])}, got "
-            f"{tuple(attention_mask.shape)}."
+            f"`inputs_embeds` must have shape (batch, tokens, hidden_size={config.hidden_size}), got "
+            f"{tuple(inputs_embeds.shape)}."
         )
+    for name, tensor in (
+        ("attention_mask", attention_mask),
+        ("token_type_ids", token_type_ids),
+        ("position_ids", position_ids),
+    ):
+        if tensor is None:
+            continue
+        if text is None:
+            raise ValueError(f"`{name}` needs `input_ids` or `inputs_embeds`, which are None.")
+        if name == "position_ids" and tensor.shape[0] == 1:  # the same positions for the whole batch
+            check_shape(name, tensor, (1, text.shape[1]))
+        else:
+            check_shape(name, tensor, text.shape[:2])
+
+    for name, tensor in (("region_boxes", region_boxes), ("region_attention_mask", region_attention_mask)):
+        if tensor is not None and region_features is None:
+            raise ValueError(f"`{name}` needs `region_features`, which is None.")
     if region_features is None:
-        if region_boxes is not None or region_attention_mask is not None:
-            raise ValueError("`region_boxes` and `region_attention_mask` need `region_features`, got None.")
         return
     if region_features.dim() != 3 or region_features.shape[-1] != config.region_feature_size:
         raise ValueError(
@@ -529,13 +561,9 @@ def check_inputs(
             f"got {tuple(region_features.shape)}."
         )
     if region_boxes is None:
-        raise ValueError("`region_features` need `region_boxes`, got None.")
-    for name, tensor, expected in (
-        ("region_boxes", region_boxes, (*region_features.shape[:2], 4)),
-        ("region_attention_mask", region_attention_mask, tuple(region_features.shape[:2])),
-    ):
-        if tensor is not None and tuple(tensor.shape) != expected:
-            raise ValueError(f"`{name}` must have shape {expected}, got {tuple(tensor.shape)}.")
+        raise ValueError("`region_features` needs `region_boxes`, which is None.")
+    check_shape("region_boxes", region_boxes, (*region_features.shape[:2], 4))
+    check_shape("region_attention_mask", region_attention_mask, region_features.shape[:2])
     if text is not None and text.shape[0] != region_features.shape[0]:
         raise ValueError(
             f"Text and regions must have the same batch size, got {text.shape[0]} and {region_features.shape[0]}."
@@ -619,12 +647,22 @@ class InterBERTModel(InterBERTPreTrainedModel):
                 False returns a tuple of the fields that are not None.
         """
         check_inputs(
-            self.config, input_ids, attention_mask, inputs_embeds, region_features, region_boxes, region_attention_mask
+            self.config,
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            region_features,
+            region_boxes,
+            region_attention_mask,
         )
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        if not isinstance(output_hidden_states, bool):
+            raise ValueError(f"`output_hidden_states` must be True or False, got {output_hidden_states!r}.")
         recorded = {f"output_{module}_attentions": output_attentions for module in MODULES}
         recorded |= {f"output_{module}_hidden_states": output_hidden_states for module in MODULES}
         return self._encode(
@@ -740,10 +778,16 @@ def region_loss(logits: torch.FloatTensor, targets: torch.Tensor, objective: str
     if objective == "soft_class":
         loss = nn.functional.kl_div(logits.log_softmax(dim=-1), targets.float(), reduction="sum")
     elif objective == "hard_class":
-        loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+        loss = nn.functional.cross_entropy(logits, targets.long(), reduction="sum")
     else:
         loss = nn.functional.mse_loss(logits, targets.float(), reduction="sum") / logits.shape[-1]
     return loss / max(logits.shape[0], 1)
+
+
+def image_text_matching_loss(logits: torch.FloatTensor, labels: torch.LongTensor) -> torch.FloatTensor:
+    """Cross-entropy, averaged over the pairs with a label. logits `(batch, 2)`, labels `(batch,)`, −100 = no label."""
+    loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+    return loss / (labels != -100).sum().clamp(min=1)
 
 
 class InterBERTForPreTraining(InterBERTPreTrainedModel):
@@ -788,7 +832,8 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
     ) -> InterBERTForPreTrainingOutput | tuple:
         r"""
         The inputs are those of [`InterBERTModel`]. The model scores exactly what the labels say: leaving out
-        mismatched pairs is up to the caller. Where nothing is scored, the loss is 0.
+        mismatched pairs is up to the caller. Where nothing is scored, the loss is 0. Once any labels are given, only
+        the heads that have labels run; the others' logits are None.
 
         Args:
             labels (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
@@ -799,7 +844,10 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
             region_target_mask (`torch.LongTensor` of shape `(batch, regions)`, *optional*):
                 1 for regions that are scored.
             itm_labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
-                0: text and image match; 1: they do not.
+                0: text and image match; 1: they do not; −100: not scored.
+
+        Raises:
+            `ValueError`: an input is missing or has another shape than the inputs it belongs to.
         """
         outputs = self.interbert(
             input_ids=input_ids,
@@ -817,39 +865,43 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
         text_states = outputs.text_last_hidden_state
         vision_states = outputs.vision_last_hidden_state
 
+        has_labels = labels is not None or region_targets is not None or itm_labels is not None
         mlm_logits = mlm_loss = None
         if labels is not None:
-            if text_states is None or labels.shape != text_states.shape[:2]:
-                expected = None if text_states is None else tuple(text_states.shape[:2])
-                raise ValueError(f"`labels` must have the shape of the text, {expected}, got {tuple(labels.shape)}.")
+            if text_states is None:
+                raise ValueError("`labels` needs `input_ids` or `inputs_embeds`, which are None.")
+            check_shape("labels", labels, text_states.shape[:2])
             scored = labels != -100
             mlm_logits = self.mlm_head(text_states[scored])
             mlm_loss = masked_language_modeling_loss(mlm_logits, labels[scored])
-        elif text_states is not None:
+        elif text_states is not None and not has_labels:
             mlm_logits = self.mlm_head(text_states)
 
+        if (region_targets is None) != (region_target_mask is None):
+            raise ValueError("`region_targets` and `region_target_mask` need each other, but one of them is None.")
         region_logits = masked_region_loss = None
         if region_targets is not None:
-            if vision_states is None or region_target_mask is None:
-                raise ValueError("`region_targets` need `region_features` and `region_target_mask`.")
+            if vision_states is None:
+                raise ValueError("`region_targets` needs `region_features`, which is None.")
+            objective, output_size = self.config.region_objective, self.region_head.decoder.out_features
+            per_region = () if objective == "hard_class" else (output_size,)
+            check_shape("region_targets", region_targets, (*region_features.shape[:2], *per_region))
+            check_shape("region_target_mask", region_target_mask, region_features.shape[:2])
             scored = region_target_mask.bool()
-            if scored.shape != region_features.shape[:2] or region_targets.shape[:2] != region_features.shape[:2]:
-                raise ValueError(
-                    "`region_targets` and `region_target_mask` must have one entry per region, "
-                    f"{tuple(region_features.shape[:2])}, got {tuple(region_targets.shape)} and {tuple(scored.shape)}."
-                )
             region_logits = self.region_head(vision_states[:, 1:][scored])
-            masked_region_loss = region_loss(region_logits, region_targets[scored], self.config.region_objective)
-        elif vision_states is not None:
+            masked_region_loss = region_loss(region_logits, region_targets[scored], objective)
+        elif vision_states is not None and not has_labels:
             region_logits = self.region_head(vision_states[:, 1:])
 
         itm_logits = itm_loss = None
-        if text_states is not None and vision_states is not None:
+        has_both = text_states is not None and vision_states is not None
+        if itm_labels is not None and not has_both:
+            raise ValueError("`itm_labels` needs a text and `region_features`, but one of them is None.")
+        if has_both and (itm_labels is not None or not has_labels):
             itm_logits = self.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output)
         if itm_labels is not None:
-            if itm_logits is None:
-                raise ValueError("`itm_labels` need both a text and regions.")
-            itm_loss = nn.functional.cross_entropy(itm_logits.float(), itm_labels)
+            check_shape("itm_labels", itm_labels, itm_logits.shape[:1])
+            itm_loss = image_text_matching_loss(itm_logits, itm_labels)
 
         losses = [loss for loss in (mlm_loss, masked_region_loss, itm_loss) if loss is not None]
         return InterBERTForPreTrainingOutput(

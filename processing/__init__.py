@@ -1,9 +1,11 @@
 from .pretraining import PretrainingCollator, PretrainingPairs
 from .processing_interbert import InterBERTProcessor
 from .region_dataset import RegionDataset, load_region_dataset
+from .sampling import LengthGroupedSampler
 
 __all__ = [
     "InterBERTProcessor",
+    "LengthGroupedSampler",
     "PretrainingCollator",
     "PretrainingPairs",
     "RegionDataset",

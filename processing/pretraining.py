@@ -155,6 +155,23 @@ class PretrainingPairs(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return int(self._first_pairs[-1])
 
+    def usable_images(self) -> np.ndarray:
+        """Rows of the images that have captions and regions, int64 `(images,)`."""
+        return np.flatnonzero(np.diff(self._first_pairs))
+
+    def lengths(self) -> np.ndarray:
+        """
+        How long each sample is, for [`LengthGroupedSampler`]: number of regions, and characters of its own caption.
+
+        Returns:
+            int64 array of shape `(len(self), 2)`.
+        """
+        caption_counts = self.region_dataset.caption_counts(self.caption_column)
+        used_counts = np.diff(self._first_pairs)
+        is_used = np.repeat(used_counts > 0, caption_counts)
+        caption_lengths = self.region_dataset.caption_lengths(self.caption_column)[is_used]
+        return np.stack([np.repeat(self.region_dataset.region_counts(), used_counts), caption_lengths], axis=1)
+
     def _image_and_caption_number(self, index: int) -> tuple[int, int]:
         image = int(self._first_pairs.searchsorted(index, side="right")) - 1
         return image, index - int(self._first_pairs[image])
@@ -222,6 +239,10 @@ class PretrainingCollator:
         conditional_masking (`bool`):
             With a text and a region objective, masks only one modality of a sample, so that a masked word is never to
             be read off a masked region. The modality alternates by sample and by epoch.
+        text_mask_probability (`float`, optional):
+            Share of tokens that are masked (MLM) or begin a masked segment (MSM); by default the paper's 0.15 and 0.10.
+        region_mask_probability (`float`):
+            Share of regions that are masked (MOM) or masked together with what overlaps them (MRM).
         max_length (`int`):
             Longest text in tokens, special tokens included.
         max_regions (`int`, optional):
@@ -234,6 +255,8 @@ class PretrainingCollator:
         objectives: str | Sequence[str] | PretrainingObjectives = ("mlm", "mom", "itm"),
         region_objective: Literal["hard_class", "soft_class", "feature"] = "hard_class",
         conditional_masking: bool = True,
+        text_mask_probability: float | None = None,
+        region_mask_probability: float = 0.15,
         max_length: int = 36,
         max_regions: int | None = 36,
     ):
@@ -241,6 +264,12 @@ class PretrainingCollator:
             raise ValueError(
                 f"`region_objective` must be one of {list(REGION_TARGET_COLUMNS)}, got {region_objective!r}."
             )
+        for name, probability in (
+            ("text_mask_probability", text_mask_probability),
+            ("region_mask_probability", region_mask_probability),
+        ):
+            if probability is not None and not 0 <= probability <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {probability}.")
         if max_length < 3:
             raise ValueError(f"`max_length` must be at least 3, a token between two special ones, got {max_length}.")
         if max_regions is not None and max_regions < 1:
@@ -248,6 +277,8 @@ class PretrainingCollator:
         self.processor = processor
         self.region_objective = region_objective
         self.conditional_masking = conditional_masking
+        self.text_mask_probability = text_mask_probability
+        self.region_mask_probability = region_mask_probability
         self.max_length = max_length
         self.max_regions = max_regions
         self.vocabulary = MaskingVocabulary.from_tokenizer(processor.tokenizer)
@@ -301,6 +332,7 @@ class PretrainingCollator:
     def mask_text(self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]]) -> np.ndarray:
         """Masks `input_ids` of the batch in place. Returns `labels`, int64 `(batch, tokens)`."""
         mask = mask_tokens if self.objectives.text == "mlm" else mask_segments
+        rate = {} if self.text_mask_probability is None else {"probability": self.text_mask_probability}
         input_ids = batch["input_ids"]
         labels = np.full_like(input_ids, IGNORED_LABEL)
         is_special = self._is_special[input_ids]
@@ -312,7 +344,7 @@ class PretrainingCollator:
                 continue
             text = slice(starts[i], stops[i])
             input_ids[i, text], text_labels = mask(
-                input_ids[i, text], is_special[i, text], self.vocabulary, sample["rng"]
+                input_ids[i, text], is_special[i, text], self.vocabulary, sample["rng"], **rate
             )
             if sample["itm_label"] != 1:
                 labels[i, text] = text_labels
@@ -330,10 +362,11 @@ class PretrainingCollator:
             if not self._is_masked(sample, "regions"):
                 continue
             boxes = sample["record"]["boxes"][: self.max_regions]
+            probability = self.region_mask_probability
             if self.objectives.regions == "mom":
-                masked[i, : len(boxes)] = mask_regions_independently(len(boxes), sample["rng"])
+                masked[i, : len(boxes)] = mask_regions_independently(len(boxes), sample["rng"], probability)
             else:
-                masked[i, : len(boxes)] = mask_overlapping_regions(boxes, sample["rng"])
+                masked[i, : len(boxes)] = mask_overlapping_regions(boxes, sample["rng"], probability)
             if sample["itm_label"] != 1:
                 is_scored[i] = masked[i]
         batch["region_features"][masked] = 0

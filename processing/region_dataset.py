@@ -16,8 +16,10 @@ Hub):
 Further columns, such as lists of captions, are read per row and by name.
 """
 
+import hashlib
 import os
 from bisect import bisect_right
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -259,6 +261,20 @@ class RegionDataset(torch.utils.data.Dataset):
         lengths = pc.is_valid(values) if _is_text(values.type) else pc.fill_null(pc.list_value_length(values), 0)
         return self._in_dataset_order(lengths)
 
+    def caption_lengths(self, column: str = "captions") -> np.ndarray:
+        """
+        Number of characters of every caption, image by image.
+
+        Returns:
+            int64 array of shape `(self.caption_counts(column).sum(),)`.
+        """
+        self._check_captions(column)
+        values = self.dataset.data.column(column)
+        if self._indices is not None:
+            values = values.take(pa.array(self._indices))
+        captions = values.drop_null() if _is_text(values.type) else pc.list_flatten(values)
+        return pc.fill_null(pc.utf8_length(captions), 0).to_numpy().astype(np.int64)
+
     def region_counts(self) -> np.ndarray:
         """
         Number of regions of every image.
@@ -301,6 +317,13 @@ class RegionDataset(torch.utils.data.Dataset):
         return counts if self._indices is None else counts[self._indices]
 
 
+def _fingerprint(folder: str) -> str:
+    """Changes with the name, the size and the time of any Parquet file of a folder."""
+    files = sorted(Path(folder).rglob("*.parquet"))
+    facts = [(path.relative_to(folder).as_posix(), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
 def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -> RegionDataset:
     """
     Loads one split of a region dataset, memory-mapped, through `datasets.load_dataset`.
@@ -324,6 +347,9 @@ def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -
         raise ValueError(f"The dataset folder {path!r} does not exist.")
     if kwargs.get("streaming"):
         raise ValueError("A `RegionDataset` reads rows by number, which a streamed dataset cannot: drop `streaming`.")
+    if is_folder and "cache_dir" not in kwargs:
+        # `datasets` caches a folder that has a card by the card, and would go on serving files that have been replaced.
+        kwargs["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, "region_datasets", _fingerprint(path))
     try:
         return RegionDataset(datasets.load_dataset(path, split=split, **kwargs))
     except (FileNotFoundError, ConnectionError, ValueError) as error:

@@ -135,7 +135,7 @@ REFUSED = [
     *[({name: value}, f"`{name}` must be positive, got {value}") for name in POSITIVE for value in (0, -1)],
     ({"num_text_layers": -1}, "`num_text_layers` must not be negative, got -1"),
     ({"num_vision_layers": -2}, "`num_vision_layers` must not be negative, got -2"),
-    ({"initializer_range": -0.1}, "`initializer_range` must not be negative, got -0.1"),
+    ({"initializer_range": 0}, "`initializer_range` must be positive, got 0"),
     (
         {"hidden_size": 770, "num_attention_heads": 11},
         "`hidden_size` must be a multiple of `vision_num_attention_heads`, got 770 and 12",

@@ -238,3 +238,18 @@ def test_script(tmp_path, monkeypatch, capsys):
     assert_close(outputs.itm_logits, expected["itm_logits"])
     assert_close(outputs.mlm_loss, expected["loss_text_all_pairs"][0])
     assert_close(outputs.region_loss, expected["loss_region"][0])
+
+
+def test_weights_of_other_shapes_are_refused(tmp_path):
+    folder = PARITY / "paper_layout"
+    config = json.loads((folder / "original_config.json").read_text()) | {"bi_hidden_size": 33}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = r"`interbert.text_pooler.dense.weight` must have shape \(33, 48\), got \(32, 48\)"
+    with pytest.raises(ValueError, match=message):
+        convert_original_checkpoint(folder / "pretraining_checkpoint.bin", tmp_path / "config.json")
+
+
+def test_a_file_without_a_state_dict_is_refused(tmp_path):
+    torch.save([1], tmp_path / "list.bin")
+    with pytest.raises(ValueError, match="must hold a state dict, got list"):
+        convert_original_checkpoint(tmp_path / "list.bin", PARITY / "paper_layout" / "original_config.json")

@@ -340,6 +340,16 @@ def test_dropout_only_where_it_belongs_and_only_in_training(field, modalities, v
     assert torch.equal(model(**inputs)[output], model(**inputs)[output]) == (not varies)
 
 
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "vision_hidden_dropout_prob"])
+@torch.no_grad()
+def test_each_embedding_has_the_dropout_of_its_modality(field):
+    embeddings = InterBERTModel(tiny_config(**NO_DROPOUT | {field: 0.5})).embeddings
+    text = embeddings.text(tiny_text()["input_ids"], None, None, None)
+    image = embeddings.image(*tiny_regions().values())
+    assert (text == 0).any() == (field == "hidden_dropout_prob")
+    assert (image == 0).any() == (field == "vision_hidden_dropout_prob")
+
+
 # --- Pretraining heads and losses ---
 
 
@@ -713,7 +723,7 @@ def bad(remove=(), **changes):
 BAD_INPUTS = [
     (bad(remove=list(tiny_inputs())), "Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither"),
     (bad(inputs_embeds=torch.zeros(3, 7, 16)), "Give either `input_ids` or `inputs_embeds`, not both."),
-    (bad(attention_mask=torch.ones(3, 6)), "`attention_mask` must have the shape of the text, (3, 7), got (3, 6)."),
+    (bad(attention_mask=torch.ones(3, 6)), "`attention_mask` must have shape (3, 7), got (3, 6)."),
     (
         bad(input_ids=torch.ones(3, 13, dtype=torch.long), remove=["attention_mask", "token_type_ids"]),
         "The text has 13 tokens, more than `max_position_embeddings` (12).",
@@ -726,14 +736,26 @@ BAD_INPUTS = [
         bad(region_features=torch.zeros(5, 6)),
         "`region_features` must have shape (batch, regions, region_feature_size=6), got (5, 6).",
     ),
-    (bad(remove=["region_boxes"]), "`region_features` need `region_boxes`, got None."),
+    (bad(remove=["region_boxes"]), "`region_features` needs `region_boxes`, which is None."),
     (bad(region_boxes=torch.zeros(3, 5, 5)), "`region_boxes` must have shape (3, 5, 4), got (3, 5, 5)."),
     (bad(region_boxes=torch.zeros(3, 6, 4)), "`region_boxes` must have shape (3, 5, 4), got (3, 6, 4)."),
     (
         bad(region_attention_mask=torch.ones(3, 6)),
         "`region_attention_mask` must have shape (3, 5), got (3, 6).",
     ),
-    (bad(remove=["region_features"]), "`region_boxes` and `region_attention_mask` need `region_features`, got None."),
+    (bad(remove=["region_features"]), "`region_boxes` needs `region_features`, which is None."),
+    (bad(input_ids=torch.ones(7, dtype=torch.long)), "`input_ids` must have shape (batch, tokens), got (7,)."),
+    (
+        bad(remove=["input_ids"], inputs_embeds=torch.zeros(3, 7, 15)),
+        "`inputs_embeds` must have shape (batch, tokens, hidden_size=16), got (3, 7, 15).",
+    ),
+    (
+        bad(token_type_ids=torch.zeros(3, 6, dtype=torch.long)),
+        "`token_type_ids` must have shape (3, 7), got (3, 6).",
+    ),
+    (bad(position_ids=torch.zeros(1, 6, dtype=torch.long)), "`position_ids` must have shape (1, 7), got (1, 6)."),
+    (bad(remove=["input_ids"]), "`attention_mask` needs `input_ids` or `inputs_embeds`, which are None."),
+    (bad(output_hidden_states=[1]), "`output_hidden_states` must be True or False, got [1]."),
     (
         bad(remove=["attention_mask", "token_type_ids"], input_ids=torch.ones(2, 7, dtype=torch.long)),
         "Text and regions must have the same batch size, got 2 and 3.",
@@ -753,14 +775,28 @@ def test_inputs_that_cannot_be_are_refused(model_class, change, message):
 
 
 BAD_LABELS = [
-    (bad(labels=torch.zeros(3, 6, dtype=torch.long)), "`labels` must have the shape of the text, (3, 7), got (3, 6)."),
-    (bad(remove=list(tiny_text())), "`labels` must have the shape of the text"),
-    (bad(remove=["region_target_mask"]), "`region_targets` need `region_features` and `region_target_mask`"),
-    (bad(remove=list(tiny_regions())), "`region_targets` need `region_features` and `region_target_mask`"),
-    (bad(region_target_mask=torch.ones(3, 6)), "(3, 5), got (3, 5, 5) and (3, 6)."),
-    (bad(region_targets=torch.ones(3, 6, 5)), "(3, 5), got (3, 6, 5) and (3, 5)."),
-    (bad(remove=[*tiny_regions(), "region_targets"]), "`itm_labels` need both a text and regions."),
-    (bad(remove=[*tiny_text(), "labels"]), "`itm_labels` need both a text and regions."),
+    (bad(labels=torch.zeros(3, 6, dtype=torch.long)), "`labels` must have shape (3, 7), got (3, 6)."),
+    (bad(remove=list(tiny_text())), "`labels` needs `input_ids` or `inputs_embeds`, which are None."),
+    (bad(remove=["region_target_mask"]), "`region_targets` and `region_target_mask` need each other"),
+    (bad(remove=["region_targets"]), "`region_targets` and `region_target_mask` need each other"),
+    (bad(remove=list(tiny_regions())), "`region_targets` needs `region_features`, which is None."),
+    (bad(region_target_mask=torch.ones(3, 6)), "`region_target_mask` must have shape (3, 5), got (3, 6)."),
+    (bad(region_targets=torch.ones(3, 6, 5)), "`region_targets` must have shape (3, 5, 5), got (3, 6, 5)."),
+    (bad(region_targets=torch.ones(3, 5, 1)), "`region_targets` must have shape (3, 5, 5), got (3, 5, 1)."),
+    (
+        bad(region_targets=torch.zeros(3, 5, dtype=torch.long)),
+        "`region_targets` must have shape (3, 5, 5), got (3, 5).",
+    ),
+    (
+        bad(remove=[*tiny_regions(), "region_targets", "region_target_mask"]),
+        "`itm_labels` needs a text and `region_features`, but one of them is None.",
+    ),
+    (
+        bad(remove=[*tiny_text(), "labels"]),
+        "`itm_labels` needs a text and `region_features`, but one of them is None.",
+    ),
+    (bad(itm_labels=torch.zeros(4, dtype=torch.long)), "`itm_labels` must have shape (3,), got (4,)."),
+    (bad(itm_labels=torch.zeros(3, 2)), "`itm_labels` must have shape (3,), got (3, 2)."),
 ]
 
 
@@ -768,3 +804,49 @@ BAD_LABELS = [
 def test_labels_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         tiny_model(InterBERTForPreTraining)(**apply(tiny_inputs() | tiny_labels(), *change))
+
+
+def test_class_ids_of_a_dataset_are_targets():
+    """Datasets store them as int32, and probabilities are no ids."""
+    model = tiny_model(InterBERTForPreTraining, region_objective="hard_class")
+    mask = tiny_labels()["region_target_mask"]
+    ids = torch.arange(15, dtype=torch.int32).reshape(3, 5) % 5
+    loss = model(**tiny_regions(), region_targets=ids, region_target_mask=mask).loss
+    assert_close(loss, model(**tiny_regions(), region_targets=ids.long(), region_target_mask=mask).loss)
+    with pytest.raises(ValueError, match=re.escape("`region_targets` must have shape (3, 5), got (3, 5, 5).")):
+        model(**tiny_regions(), region_targets=torch.full((3, 5, 5), 0.2), region_target_mask=mask)
+
+
+def test_no_regions_at_all_are_finite():
+    outputs = tiny_model(InterBERTModel)(region_features=torch.zeros(2, 0, 6), region_boxes=torch.zeros(2, 0, 4))
+    assert outputs.vision_last_hidden_state.shape == (2, 1, 16)
+    assert torch.isfinite(outputs.vision_last_hidden_state).all()
+
+
+def test_pairs_without_label_are_not_scored():
+    model = tiny_model(InterBERTForPreTraining)
+    logits = model(**tiny_inputs()).itm_logits
+    loss = model(**tiny_inputs(), itm_labels=torch.tensor([0, -100, 1])).itm_loss
+    expected = -(logits[0].log_softmax(-1)[0] + logits[2].log_softmax(-1)[1]) / 2
+    assert_close(loss, expected)
+    assert model(**tiny_inputs(), itm_labels=torch.full((3,), -100)).itm_loss == 0
+
+
+@pytest.mark.parametrize("given", ["labels", "region_targets", "itm_labels"])
+def test_heads_without_labels_do_not_run_beside_those_with(given):
+    labels = tiny_labels()
+    chosen = {name: value for name, value in labels.items() if name.startswith(given.removesuffix("s"))}
+    if given == "region_targets":
+        chosen["region_target_mask"] = labels["region_target_mask"]
+    outputs = tiny_model(InterBERTForPreTraining)(**tiny_inputs(), **chosen)
+    logits = {"labels": "mlm_logits", "region_targets": "region_logits", "itm_labels": "itm_logits"}
+    assert [name for name in logits.values() if outputs.get(name) is not None] == [logits[given]]
+
+
+def test_half_precision_features_have_a_mean_of_full_precision():
+    features = torch.full((1, 300, 6), 0.1, dtype=torch.bfloat16)
+    embeddings = tiny_model(InterBERTModel).embeddings.image
+    seen = []
+    embeddings.feature_embeddings.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    embeddings(features, torch.zeros(1, 300, 4), None)
+    assert_close(seen[0][0, 0], features[0, 0].float(), tolerance=1e-6)

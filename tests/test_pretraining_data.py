@@ -450,3 +450,38 @@ def test_special_tokens_in_the_text_itself_are_not_masked(processor):
     for _, batch in make_batches(dataset, processor, "mlm", epochs=1):
         assert (batch["labels"][:200] == -100).all()
         assert (batch["input_ids"][:200] == torch.tensor([2, 1, 3, 1, 4, 3])).all()
+
+
+@pytest.mark.parametrize("rows", [None, [4, 2, 2, 0, 3]])
+def test_lengths_are_those_of_the_samples(rows):
+    captions = [["one", "three"], [], ["红色"], None, ["a", "seven 7", "b"], ["no region"]]
+    dataset = make_dataset(6, captions=captions, region_counts=[3, 1, 1, 1, 2, 0])
+    if rows is not None:
+        dataset = RegionDataset(dataset.dataset.select(rows))
+    pairs = PretrainingPairs(dataset, objectives="mlm,mom")
+    expected = [[len(sample["record"]["boxes"]), len(sample["caption"])] for sample in all_samples(pairs)]
+    assert pairs.lengths().tolist() == expected
+    assert len(expected) == (6 if rows is None else 7)
+
+
+@pytest.mark.parametrize("objectives, shares", [("mlm,mom", (0.4, 0.5)), ("msm,mrm", (0.4, 0.5))])
+def test_masking_probabilities(processor, objectives, shares):
+    settings = {"conditional_masking": False, "text_mask_probability": 0.4, "region_mask_probability": 0.5}
+    never = settings | {"text_mask_probability": 0.0, "region_mask_probability": 0.0}
+    dataset = make_dataset(60, region_counts=[4] * 60)
+    shared = []
+    for arguments in (settings, never):
+        masked_words = words = masked_regions = regions = 0
+        for samples, batch in make_batches(dataset, processor, objectives, **arguments):
+            masked_words += int((batch["labels"] != -100).sum())
+            words += int(batch["attention_mask"].sum() - 2 * len(samples))
+            masked_regions += int((batch["region_features"].abs().sum(-1) == 0).sum())
+            regions += batch["region_features"].shape[0] * 4
+        shared.append((masked_words / words, masked_regions / regions))
+    assert shared[1] == (0, 0)
+    if objectives == "mlm,mom":
+        np.testing.assert_allclose(shared[0], shares, atol=0.03)
+    else:  # what follows an anchor, or overlaps it, is masked too
+        assert shared[0][0] > 0.5 and shared[0][1] > 0.5
+    with pytest.raises(ValueError, match="`text_mask_probability` must be between 0 and 1, got 2"):
+        PretrainingCollator(processor, text_mask_probability=2)

@@ -235,3 +235,14 @@ def test_load_region_dataset_from_a_folder(tmp_path):
         load_region_dataset("data/nowhere", "train", cache_dir=cache_dir)
     with pytest.raises(ValueError, match="drop `streaming`"):
         load_region_dataset(folder, "train", streaming=True)
+
+
+def test_replaced_files_are_read_anew(tmp_path):
+    """Also where the folder has a card, by which `datasets` caches it."""
+    rows = make_rows()
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.parquet\n---\n"
+    (tmp_path / "README.md").write_text(card)
+    for scale in (1.0, 2.0):
+        rows[0]["features"] = np.full((2, WIDTH), scale, dtype=np.float16)
+        pq.write_table(make_table(rows), tmp_path / "train.parquet")
+        assert load_region_dataset(tmp_path, "train")[0]["features"][0, 0] == scale

@@ -1,0 +1,318 @@
+"""Pretraining as a user runs it: the script in processes of its own, on a few generated scenes."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from configuration_interbert import InterBERTConfig
+from generate_scenes import write_scenes
+from modeling_interbert import InterBERTForPreTraining
+from processing import (
+    InterBERTProcessor,
+    PretrainingCollator,
+    PretrainingPairs,
+    RegionDataset,
+    load_region_dataset,
+)
+from retrieval_evaluation import recall_at_k, score_captions_against_images
+from run_pretrain import ModelArguments, ObjectiveArguments, build_model, choose_region_objective, evaluate_objectives
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPT = str(REPOSITORY / "examples" / "run_pretrain.py")
+LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
+TINY = (
+    "hidden_size=32,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=64,vision_intermediate_size=64,"
+    "num_hidden_layers=1,num_text_layers=1,num_vision_layers=1,pooler_size=16"
+)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, num_train=24, num_validation=8, num_test=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_and_processor(scenes):
+    torch.manual_seed(0)
+    args = ModelArguments(tokenizer_name=str(scenes / "tokenizer"), config_overrides=TINY)
+    return build_model(args, [load_region_dataset(scenes, "train")], None)
+
+
+def pretrain(scenes: Path, output_dir: Path, *arguments: str, launch=(), environment=None):
+    command = [sys.executable, *launch, SCRIPT, "--dataset_name", str(scenes), "--output_dir", str(output_dir)]
+    command += ["--per_device_train_batch_size", "16", "--retrieval_eval_size", "6", *arguments]
+    environment = environment or dict(os.environ) | {"ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
+def from_scratch(scenes: Path) -> list[str]:
+    return ["--tokenizer_name", str(scenes / "tokenizer"), "--config_overrides", TINY]
+
+
+def test_two_stages_on_one_process(scenes, tmp_path):
+    output = pretrain(
+        scenes,
+        tmp_path / "out",
+        *from_scratch(scenes),
+        *("--objectives", "mlm,mom,itm", "msm,mrm,itm", "--stage_epochs", "1", "2", "--checkpointing_steps", "epoch"),
+        launch=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
+    )
+    assert "24 images with 120 captions to train on, 40 captions to evaluate on; 1 process(es)." in output
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert [(result["epoch"], result["step"]) for result in results] == [(1, 8), (2, 16), (3, 24)]
+    for result in results:
+        losses = [result[f"train_{name}_loss"] for name in ("mlm", "region", "itm")]
+        assert result["train_loss"] == pytest.approx(sum(losses), rel=1e-4)
+        assert {"eval_mlm_accuracy", "eval_region_accuracy", "eval_itm_accuracy"} <= result.keys()
+        assert 0 <= result["eval_image_recall_at_1"] <= result["eval_image_recall_at_5"] <= 1
+    for name in ("epoch_1", "epoch_2", "epoch_3", "."):
+        folder = tmp_path / "out" / name
+        model, info = InterBERTForPreTraining.from_pretrained(folder, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert model.config.region_feature_size == 208 and model.config.region_objective == "hard_class"
+        assert InterBERTProcessor.from_pretrained(folder).region_feature_size == 208
+        assert (folder / "modeling_interbert.py").is_file()
+
+
+def test_two_processes_without_masked_regions(scenes, tmp_path):
+    """A head that has no part in the loss must not stop several processes."""
+    output = pretrain(
+        scenes,
+        tmp_path / "out",
+        *from_scratch(scenes),
+        *("--max_train_steps", "3", "--objectives", "mlm,itm", "--retrieval_eval_size", "0"),
+        launch=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+    )
+    assert "2 process(es)." in output
+    (result,) = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert result["step"] == 3
+    assert result.keys() >= {"eval_mlm_loss", "eval_itm_loss"} and "eval_region_loss" not in result
+
+
+def test_two_processes_train_one_model(scenes, tmp_path):
+    output = pretrain(
+        scenes,
+        tmp_path / "out",
+        *from_scratch(scenes),
+        *("--max_train_steps", "3"),
+        launch=("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+    )
+    assert "2 process(es)." in output
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results[-1]["step"] == 3
+
+    # What two processes measured together is what one process measures alone.
+    model = InterBERTForPreTraining.from_pretrained(tmp_path / "out")
+    processor = InterBERTProcessor.from_pretrained(tmp_path / "out")
+    regions = load_region_dataset(scenes, "validation")
+    accelerator = Accelerator(cpu=True)
+    pairs = PretrainingPairs(regions, seed=42, fixed_epoch=0)
+    measured = evaluate_objectives(accelerator, model, pairs, PretrainingCollator(processor), batch_size=7)
+    scores = score_captions_against_images(
+        accelerator, model, processor, [regions.captions(i)[0] for i in range(6)], [regions[i] for i in range(6)]
+    )
+    measured |= {f"eval_{name}": value for name, value in recall_at_k(scores).items()}
+    for name, value in measured.items():
+        assert results[-1][name] == pytest.approx(value, rel=1e-4), name
+
+
+def test_bf16_from_bert_with_accumulation_and_tracking(scenes, tmp_path, model_and_processor):
+    _, processor = model_and_processor
+    torch.manual_seed(0)
+    bert_config = BertConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+    )
+    BertModel(bert_config).save_pretrained(tmp_path / "bert")
+    processor.tokenizer.save_pretrained(tmp_path / "bert")
+    pretrain(
+        scenes,
+        tmp_path / "out",
+        *("--bert_name_or_path", str(tmp_path / "bert"), "--layout", "release", "--mixed_precision", "bf16"),
+        *("--objectives", "msm,mrm,itm", "--gradient_accumulation_steps", "2", "--gradient_checkpointing"),
+        *("--learning_rate", "0", "--retrieval_eval_size", "0", "--conditional_masking", "false"),
+        *("--with_tracking", "--report_to", "tensorboard", "--logging_steps", "2"),
+    )
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results[-1]["step"] == 4  # 120 pairs in batches of 16, two batches a step
+    assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+    model = InterBERTForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float32
+    layers = model.config.num_hidden_layers, model.config.num_text_layers, model.config.num_vision_layers
+    assert layers == (2, 1, 1)
+    # With a learning rate of 0, BERT's weights stay what they were: layers 0, 1 below, layer 2 in the text stream.
+    bert = load_file(tmp_path / "bert" / "model.safetensors")
+    for layer, number in ((model.interbert.interaction_layers[1], 1), (model.interbert.text_layers[0], 2)):
+        assert torch.equal(layer.intermediate.weight, bert[f"encoder.layer.{number}.intermediate.dense.weight"])
+
+
+@pytest.mark.skipif(not LOCAL_HUB.is_file(), reason="INTERBERT_LOCAL_HUB names no Hub-compatible server")
+def test_push_to_hub(scenes, tmp_path):
+    spec = importlib.util.spec_from_file_location("local_hub", LOCAL_HUB)
+    local_hub = importlib.util.module_from_spec(spec)
+    sys.modules["local_hub"] = local_hub
+    spec.loader.exec_module(local_hub)
+    with local_hub.LocalHub(tmp_path / "hub") as hub:
+        output = pretrain(
+            scenes,
+            tmp_path / "out",
+            *from_scratch(scenes),
+            *("--max_train_steps", "1", "--checkpointing_steps", "1", "--retrieval_eval_size", "0"),
+            *("--push_to_hub", "--hub_model_id", "org/tiny"),
+            environment=hub.env(home=tmp_path / "home"),
+        )
+        assert "org/tiny/commit/" in output
+        code = "from huggingface_hub import HfApi; print(sorted(HfApi().list_repo_files('org/tiny')))"
+        listing = subprocess.run(
+            [sys.executable, "-c", code],
+            env=hub.env(home=tmp_path / "home"),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "processor_config.json",
+        "modeling_interbert.py",
+    ):
+        assert f"'{name}'" in listing
+    assert "step_1" not in listing and (tmp_path / "out" / "step_1").is_dir()
+
+
+def test_training_goes_on_from_a_checkpoint(scenes, tmp_path, model_and_processor):
+    for part in model_and_processor:
+        part.save_pretrained(tmp_path / "first")
+    model, _ = build_model(
+        ModelArguments(model_name_or_path=str(tmp_path / "first")), [load_region_dataset(scenes, "train")], None
+    )
+    for name, value in model_and_processor[0].state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    "changes, region_objective, message",
+    [
+        ({"region_feature_size": 7}, None, "as wide as the model's, 7, got 208"),
+        ({"vocab_size": 50}, None, r"must hold the tokenizer's 218 tokens, got 50"),
+        ({"num_region_classes": 3}, None, r"must have the dataset's \d+ classes, got 3"),
+        ({}, "feature", "must be that of the checkpoint, hard_class, got feature"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    scenes, tmp_path, model_and_processor, changes, region_objective, message
+):
+    config = InterBERTConfig.from_dict(model_and_processor[0].config.to_dict() | changes)
+    InterBERTForPreTraining(config).save_pretrained(tmp_path / "first")
+    model_and_processor[1].save_pretrained(tmp_path / "first")
+    splits = [load_region_dataset(scenes, split) for split in ("train", "validation")]
+    with pytest.raises(ValueError, match=message):
+        build_model(ModelArguments(model_name_or_path=str(tmp_path / "first")), splits, region_objective)
+
+
+def test_region_objective_follows_the_dataset(scenes):
+    Accelerator(cpu=True)  # accelerate's loggers need one
+    regions = load_region_dataset(scenes, "train")
+    assert choose_region_objective(None, regions) == "hard_class"
+    assert choose_region_objective("soft_class", regions) == "hard_class"  # no class_probs in the scenes
+    assert choose_region_objective("feature", regions) == "feature"
+    assert regions.num_region_classes("hard_class") <= 48
+    with pytest.raises(ValueError, match="class_probs"):
+        regions.num_region_classes("soft_class")
+
+
+def test_stages():
+    args = ObjectiveArguments(objectives=["mlm,mom,itm", "msm,mrm,itm"], stage_epochs=[2, 3])
+    assert [args.of_epoch(epoch) for epoch in range(5)] == ["mlm,mom,itm"] * 2 + ["msm,mrm,itm"] * 3
+    assert ObjectiveArguments(objectives=["mlm,itm"]).of_epoch(7) == "mlm,itm"
+    with pytest.raises(ValueError, match="need as many `--stage_epochs`, got none"):
+        ObjectiveArguments(objectives=["mlm", "msm"])
+    with pytest.raises(ValueError, match=r"one number per stage of `--objectives` \(1\), got 2"):
+        ObjectiveArguments(objectives=["mlm"], stage_epochs=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "needs `--tokenizer_name`"),
+        ({"model_name_or_path": "a", "bert_name_or_path": "b"}, "not both"),
+        ({"model_name_or_path": "a", "config_overrides": "hidden_size=3"}, "are for new models"),
+        ({"model_name_or_path": "a", "tokenizer_name": "b"}, "are for new models"),
+    ],
+)
+def test_bad_model_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ModelArguments(**arguments)
+
+
+def test_recall_counts_the_rank_of_the_right_one():
+    scores = np.array(
+        [
+            [0.9, 0.1, 0.2, 0.3],  # image 0 comes first for caption 0,
+            [0.8, 0.7, 0.1, 0.0],  # image 1 second,
+            [0.5, 0.6, 0.4, 0.3],  # image 2 third,
+            [0.9, 0.8, 0.7, 0.1],  # image 3 last
+        ]
+    )
+    results = recall_at_k(scores, ks=(1, 2, 3, 4))
+    assert [results[f"image_recall_at_{k}"] for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+    # Image 0 has 0.9 for its caption and, tied, for caption 3: rank 2. The others have ranks 2, 2 and 3 (tie at 0.3).
+    assert [results[f"text_recall_at_{k}"] for k in (1, 2, 3, 4)] == [0.0, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_ties_never_count_in_our_favour(value):
+    results = recall_at_k(np.full((12, 12), value))
+    assert set(results.values()) == {0.0}
+
+
+def test_the_images_that_are_retrieved_have_captions_and_regions(scenes):
+    regions = load_region_dataset(scenes, "validation")
+    captions = [regions.captions(i) if i not in (0, 3) else [] for i in range(8)]
+    dataset = regions.dataset.remove_columns("captions").add_column("captions", captions)
+    assert PretrainingPairs(RegionDataset(dataset)).usable_images().tolist() == [1, 2, 4, 5, 6, 7]
+
+
+def test_bad_recall_shape():
+    with pytest.raises(ValueError, match=r"shape \(N, N\), got \(2, 3\)"):
+        recall_at_k(np.zeros((2, 3)))
+
+
+def test_block_scores_are_those_of_single_pairs(scenes, model_and_processor):
+    model, processor = model_and_processor
+    with torch.no_grad():  # weights large enough for the scores to differ
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    regions = load_region_dataset(scenes, "validation")
+    captions = [regions.captions(i)[0] for i in range(5)]
+    scores = score_captions_against_images(
+        Accelerator(cpu=True), model, processor, captions, [regions[i] for i in range(7)], batch_size=6, max_regions=4
+    )
+    assert scores.shape == (5, 7)
+    for i, caption in enumerate(captions):
+        for j in range(7):
+            record = regions[j]
+            cut = record | {"features": record["features"][:4], "boxes": record["boxes"][:4]}
+            with torch.no_grad():
+                logits = model.eval()(**processor(text=caption, regions=cut, return_tensors="pt")).itm_logits[0]
+            assert scores[i, j] == pytest.approx((logits[0] - logits[1]).item(), abs=1e-4)
+    assert np.std(scores) > 1e-2
