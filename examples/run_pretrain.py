@@ -24,6 +24,7 @@ Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu -
 
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -33,6 +34,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 from configuration_interbert import InterBERTConfig
+from model_cards import PretrainedCard
 from modeling_interbert import InterBERTForPreTraining
 from processing import (
     InterBERTProcessor,
@@ -407,7 +409,7 @@ def main():
 
     if output_args.with_tracking:
         accelerator.init_trackers("interbert_pretraining", config=flat_config(*arguments))
-    train(
+    results = train(
         accelerator,
         model,
         train_dataloader,
@@ -421,6 +423,15 @@ def main():
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_final_model(accelerator.unwrap_model(model), processor, output_args.output_dir)
+        PretrainedCard(
+            repo_id=repo_id if output_args.push_to_hub else output_args.output_dir,
+            config=model.config,
+            num_parameters=model.num_parameters(),
+            dataset_name=data_args.dataset_name,
+            training_arguments=flat_config(data_args, objective_args, training_args),
+            results=results,
+            initialized_from=model_args.model_name_or_path or model_args.bert_name_or_path,
+        ).render().save(Path(output_args.output_dir) / "README.md")
         print(
             f"\nThe model is in {output_args.output_dir}:\n\n    "
             f'AutoModelForPreTraining.from_pretrained("{output_args.output_dir}", trust_remote_code=True)\n'

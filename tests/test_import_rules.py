@@ -18,6 +18,7 @@ ARROWS = {
     "configuration_interbert": set(),
     "modeling_interbert": {"configuration_interbert"},
     "processing": set(),
+    "model_cards": set(),
 }
 HUB_FILES = [
     "configuration_interbert/configuration_interbert.py",
@@ -109,7 +110,7 @@ def layout_errors(root: Path) -> list[str]:
     return errors
 
 
-SCRIPT_MODULES = {path.stem for path in (ROOT / "examples").glob("*.py")} | {"examples", "model_cards", "tests"}
+SCRIPT_MODULES = {path.stem for path in (ROOT / "examples").glob("*.py")} | {"examples", "tests"}
 PACKAGE_FILES = sorted(
     path.relative_to(ROOT).as_posix() for package in ARROWS for path in (ROOT / package).rglob("*.py")
 )

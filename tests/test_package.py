@@ -14,10 +14,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ["configuration_interbert", "modeling_interbert", "processing"]
-OUR_MODULES = {*PACKAGES, "model_cards"} | {
-    path.stem for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.py")
-}
+PACKAGES = ["configuration_interbert", "modeling_interbert", "model_cards", "processing"]
+OUR_MODULES = {*PACKAGES} | {path.stem for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.py")}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 

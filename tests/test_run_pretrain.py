@@ -86,6 +86,10 @@ def test_two_stages_on_one_process(scenes, tmp_path):
         assert model.config.region_feature_size == 208 and model.config.region_objective == "hard_class"
         assert InterBERTProcessor.from_pretrained(folder).region_feature_size == 208
         assert (folder / "modeling_interbert.py").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `objectives` | ['mlm,mom,itm', 'msm,mrm,itm'] |" in card
+    assert f"| 3 | 24 | {results[2]['train_loss']:.4g} |" in card
+    assert not list((tmp_path / "out").glob("*unfinished*"))
 
 
 def test_two_processes_without_masked_regions(scenes, tmp_path):

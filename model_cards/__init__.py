@@ -1,0 +1,3 @@
+from .model_card import PretrainedCard
+
+__all__ = ["PretrainedCard"]
