@@ -1,10 +1,5 @@
-"""A saved checkpoint opens with transformers alone: from a folder, and over HTTP from a Hub-compatible server.
+"""A saved checkpoint opens with transformers alone: from a folder, and over HTTP from a Hub-compatible server."""
 
-The server is a script of its own, named by the environment variable INTERBERT_LOCAL_HUB; without it, the test over HTTP
-is skipped.
-"""
-
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import needs_hub, start_hub
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 
@@ -26,7 +22,6 @@ HUB_FILES = {
     "modeling_interbert.py": REPOSITORY / "modeling_interbert" / "modeling_interbert.py",
     "processing_interbert.py": REPOSITORY / "processing" / "processing_interbert.py",
 }
-LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
 
 REGIONS = [
     {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 9, "height": 9},
@@ -96,7 +91,7 @@ def checkpoint(tmp_path) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
 
 def run_client(checkpoint: str, output_dir: Path, environment: dict[str, str]) -> tuple[dict, dict[str, torch.Tensor]]:
     output_dir.mkdir()
-    # -P keeps the working directory off the path; the packages, installed in this environment, are blocked by name.
+    # The packages are installed in this environment: the client blocks them by name.
     subprocess.run(
         [sys.executable, "-c", CLIENT, checkpoint, str(output_dir), json.dumps(REGIONS)],
         check=True,
@@ -149,13 +144,8 @@ def test_saved_folder_opens_without_the_packages(checkpoint, tmp_path):
     check_client(model, processor, report, outputs, tmp_path / "client" / "again")
 
 
-@pytest.mark.skipif(not LOCAL_HUB.is_file(), reason="INTERBERT_LOCAL_HUB names no Hub-compatible server")
+@needs_hub
 def test_pushed_checkpoint_opens_over_http_without_the_packages(checkpoint, tmp_path):
-    spec = importlib.util.spec_from_file_location("local_hub", LOCAL_HUB)
-    local_hub = importlib.util.module_from_spec(spec)
-    sys.modules["local_hub"] = local_hub  # dataclasses in it look their module up
-    spec.loader.exec_module(local_hub)
-
     model, processor = checkpoint
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
@@ -165,7 +155,7 @@ from processing import InterBERTProcessor
 InterBERTForPreTraining.from_pretrained({str(tmp_path / "saved")!r}).push_to_hub("org/tiny")
 InterBERTProcessor.from_pretrained({str(tmp_path / "saved")!r}).push_to_hub("org/tiny")
 """
-    with local_hub.LocalHub(tmp_path / "hub") as hub:
+    with start_hub(tmp_path / "hub") as hub:
         subprocess.run(
             [sys.executable, "-c", push], check=True, cwd=REPOSITORY, env=hub.env(home=tmp_path / "pusher_home")
         )

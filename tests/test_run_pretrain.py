@@ -1,6 +1,5 @@
 """Pretraining as a user runs it: the script in processes of its own, on a few generated scenes."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from hub_server import needs_hub, start_hub
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -29,7 +29,6 @@ from run_pretrain import ModelArguments, ObjectiveArguments, build_model, choose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = str(REPOSITORY / "examples" / "run_pretrain.py")
-LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
 TINY = (
     "hidden_size=32,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=64,vision_intermediate_size=64,"
     "num_hidden_layers=1,num_text_layers=1,num_vision_layers=1,pooler_size=16"
@@ -168,13 +167,9 @@ def test_bf16_from_bert_with_accumulation_and_tracking(scenes, tmp_path, model_a
         assert torch.equal(layer.intermediate.weight, bert[f"encoder.layer.{number}.intermediate.dense.weight"])
 
 
-@pytest.mark.skipif(not LOCAL_HUB.is_file(), reason="INTERBERT_LOCAL_HUB names no Hub-compatible server")
+@needs_hub
 def test_push_to_hub(scenes, tmp_path):
-    spec = importlib.util.spec_from_file_location("local_hub", LOCAL_HUB)
-    local_hub = importlib.util.module_from_spec(spec)
-    sys.modules["local_hub"] = local_hub
-    spec.loader.exec_module(local_hub)
-    with local_hub.LocalHub(tmp_path / "hub") as hub:
+    with start_hub(tmp_path / "hub") as hub:
         output = pretrain(
             scenes,
             tmp_path / "out",
