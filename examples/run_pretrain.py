@@ -107,7 +107,7 @@ class DataArguments:
 
     dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[:90%] work."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[:90%%] work."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     caption_column: str = field(default="captions", metadata={"help": "Column of captions."})
     max_seq_length: int = field(default=36, metadata={"help": "Captions are cut to this number of tokens."})

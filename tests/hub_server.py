@@ -1,0 +1,25 @@
+"""A Hub-compatible server for the tests that push and load over HTTP.
+
+It is a script of its own, named by the environment variable INTERBERT_LOCAL_HUB; without it those tests are skipped.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LOCAL_HUB = Path(os.environ.get("INTERBERT_LOCAL_HUB", REPOSITORY.parent / "shared" / "tools" / "local_hub.py"))
+
+needs_hub = pytest.mark.skipif(not LOCAL_HUB.is_file(), reason="INTERBERT_LOCAL_HUB names no Hub-compatible server")
+
+
+def start_hub(folder: Path):
+    """A context manager; what it returns has `env(home=...)`, the environment of a client process."""
+    spec = importlib.util.spec_from_file_location("local_hub", LOCAL_HUB)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["local_hub"] = module  # dataclasses in it look their module up
+    spec.loader.exec_module(module)
+    return module.LocalHub(folder)
