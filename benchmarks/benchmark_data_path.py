@@ -2,7 +2,8 @@
 Measures how fast a region dataset is read and collated for pretraining, in one process.
 
 ```bash
-python benchmarks/benchmark_data_path.py --dataset_name data/flickr8k --tokenizer_name bert-base-uncased
+python benchmarks/benchmark_data_path.py \\
+    --dataset_name outputs/quickstart/scenes --tokenizer_name outputs/quickstart/scenes/tokenizer
 ```
 
 Times are of the second pass over the same rows: the first one brings the files into memory. Masking includes

@@ -347,7 +347,7 @@ def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -
         raise ValueError(f"The dataset folder {path!r} does not exist.")
     if kwargs.get("streaming"):
         raise ValueError("A `RegionDataset` reads rows by number, which a streamed dataset cannot: drop `streaming`.")
-    if is_folder and "cache_dir" not in kwargs:
+    if is_folder and kwargs.get("cache_dir") is None:
         # `datasets` caches a folder that has a card by the card, and would go on serving files that have been replaced.
         kwargs["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, "region_datasets", _fingerprint(path))
     try:
