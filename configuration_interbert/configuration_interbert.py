@@ -12,6 +12,11 @@ AUTO_MAP = {
     "AutoConfig": "configuration_interbert.InterBERTConfig",
     "AutoModel": "modeling_interbert.InterBERTModel",
     "AutoModelForPreTraining": "modeling_interbert.InterBERTForPreTraining",
+    # Image retrieval scores texts against an image, as zero-shot classification does.
+    "AutoModelForZeroShotImageClassification": "modeling_interbert.InterBERTForImageRetrieval",
+    "AutoModelForVisualQuestionAnswering": "modeling_interbert.InterBERTForVQA",
+    "AutoModelForMultipleChoice": "modeling_interbert.InterBERTForMultipleChoice",
+    "AutoModelForSequenceClassification": "modeling_interbert.InterBERTForSequenceClassification",
 }
 
 # Sizes that an InterBERT takes over from the BERT that it starts from.

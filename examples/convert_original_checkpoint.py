@@ -11,14 +11,16 @@ The tests' small one:
         tests/fixtures/parity/released_layout/original_config.json \\
         outputs/converted
 
-With `--tokenizer_name bert-base-uncased` the processor is written too.
+With `--tokenizer_name bert-base-uncased` the processor is written too. A task model is written with all of its heads,
+and opens under the class of each; `--model_class InterBERTForVQA` writes that class alone.
 """
 
 import argparse
 
 from transformers import AutoTokenizer
 
-from modeling_interbert.conversion import convert_original_checkpoint
+import modeling_interbert
+from modeling_interbert.conversion import convert_original_checkpoint, read_original_checkpoint
 from processing import InterBERTProcessor
 
 
@@ -28,6 +30,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config", help="The release's JSON configuration of that model.")
     parser.add_argument("output_dir", help="Folder to write the converted model to.")
     parser.add_argument(
+        "--model_class",
+        choices=[
+            "InterBERTModel",
+            "InterBERTForPreTraining",
+            "InterBERTForImageRetrieval",
+            "InterBERTForVQA",
+            "InterBERTForMultipleChoice",
+        ],
+        help="Class to convert to. By default everything that the checkpoint has, to open under any of them.",
+    )
+    parser.add_argument(
         "--tokenizer_name", help="Hub name or folder of the BERT tokenizer that the checkpoint was trained with."
     )
     return parser.parse_args()
@@ -35,8 +48,16 @@ def parse_args() -> argparse.Namespace:
 
 def main():
     args = parse_args()
-    model = convert_original_checkpoint(args.checkpoint, args.config)
-    model.save_pretrained(args.output_dir)
+    if args.model_class is not None:
+        model_class = getattr(modeling_interbert, args.model_class)
+        model = convert_original_checkpoint(args.checkpoint, args.config, model_class)
+        weights = None
+    else:
+        # The pretraining model, and beside its weights those of the task heads.
+        model = convert_original_checkpoint(args.checkpoint, args.config)
+        _, weights = read_original_checkpoint(args.checkpoint, args.config)
+        weights.pop("mlm_head.decoder.weight")  # tied to the word embeddings
+    model.save_pretrained(args.output_dir, state_dict=weights)
     if args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         processor = InterBERTProcessor(tokenizer, region_feature_size=model.config.region_feature_size)

@@ -7,7 +7,12 @@ from pathlib import Path
 import torch
 
 from .configuration_interbert import InterBERTConfig
-from .modeling_interbert import InterBERTForPreTraining, bert_layer_names, bert_text_embedding_names
+from .modeling_interbert import (
+    InterBERTForPreTraining,
+    InterBERTPreTrainedModel,
+    bert_layer_names,
+    bert_text_embedding_names,
+)
 
 # Keys of the release's configuration, with the values that the release takes where a key is missing.
 ORIGINAL_CONFIG_DEFAULTS = {
@@ -37,8 +42,10 @@ ORIGINAL_CONFIG_DEFAULTS = {
     "predict_feature": False,
 }
 
-# Heads of the release's task model. They are no part of the pretraining model.
-TASK_HEADS = ("vil_prediction.", "vil_logit.", "vision_logit.", "linguisic_logit.")
+# Heads of the release's task model, and ours.
+TASK_HEADS = {"vil_prediction": "vqa_head", "vil_logit": "choice_head"}
+# Heads of the task model that no task of the release uses.
+UNUSED_HEADS = ("vision_logit.", "linguisic_logit.")
 
 
 def convert_original_config(original_config: dict) -> InterBERTConfig:
@@ -83,8 +90,8 @@ def convert_original_config(original_config: dict) -> InterBERTConfig:
     )
 
 
-def original_weight_names(config: InterBERTConfig) -> dict[str, str]:
-    """Maps the release's parameter names to those of [`InterBERTForPreTraining`]."""
+def original_weight_names(config: InterBERTConfig, with_task_heads: bool) -> dict[str, str]:
+    """Maps the release's parameter names to ours: of the pretraining model, and of the task model's heads."""
     names = bert_text_embedding_names(config)
     # In the release, the text stream continues the numbering of the interaction module.
     for i in range(config.num_hidden_layers):
@@ -110,6 +117,8 @@ def original_weight_names(config: InterBERTConfig) -> dict[str, str]:
     for kind in ("weight", "bias"):
         names[f"cls.imagePredictions.decoder.{kind}"] = f"region_head.decoder.{kind}"
         names[f"cls.bi_seq_relationship.{kind}"] = f"itm_head.classifier.{kind}"
+        if with_task_heads:
+            names |= {f"{original}.{kind}": f"{head}.{kind}" for original, head in TASK_HEADS.items()}
     return names
 
 
@@ -117,7 +126,8 @@ def convert_original_state_dict(
     original_state_dict: dict[str, torch.Tensor], config: InterBERTConfig
 ) -> dict[str, torch.Tensor]:
     """
-    The release's parameters under the names of [`InterBERTForPreTraining`].
+    The release's parameters under our names: those of [`InterBERTForPreTraining`] and, of a task model, `vqa_head` and
+    `choice_head` as well.
 
     Args:
         original_state_dict: The release's state dict, with or without a leading `module.`.
@@ -127,8 +137,8 @@ def convert_original_state_dict(
         `ValueError`: parameters are missing or unknown; the message names them.
     """
     state_dict = {name.removeprefix("module."): weight for name, weight in original_state_dict.items()}
-    state_dict = {name: weight for name, weight in state_dict.items() if not name.startswith(TASK_HEADS)}
-    names = original_weight_names(config)
+    state_dict = {name: weight for name, weight in state_dict.items() if not name.startswith(UNUSED_HEADS)}
+    names = original_weight_names(config, with_task_heads="vil_prediction.weight" in state_dict)
     missing, unknown = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
     if missing or unknown:
         raise ValueError(
@@ -139,26 +149,49 @@ def convert_original_state_dict(
 
 
 def convert_original_checkpoint(
-    checkpoint_path: str | os.PathLike, config_path: str | os.PathLike
-) -> InterBERTForPreTraining:
+    checkpoint_path: str | os.PathLike,
+    config_path: str | os.PathLike,
+    model_class: type[InterBERTPreTrainedModel] = InterBERTForPreTraining,
+) -> InterBERTPreTrainedModel:
     """
-    Reads a checkpoint of the release: of its pretraining model, or of its task model without the task heads.
+    Reads a checkpoint of the release: of its pretraining model, or of its task model.
 
     Args:
         checkpoint_path: The release's `.bin` file; read with `weights_only=True`, so nothing in it is executed.
         config_path: The release's JSON configuration.
+        model_class: The model to make of it. VQA and multiple choice need the heads of a task model.
+
+    Raises:
+        `ValueError`: the checkpoint does not fit its configuration, or lacks the head of `model_class`.
     """
+    config, state_dict = read_original_checkpoint(checkpoint_path, config_path)
+    model = model_class(config)
+    # The base model is a part of every other.
+    prefix = f"{model_class.base_model_prefix}." if model.base_model is model else ""
+    expected = model.state_dict()
+    missing = [name for name in expected if prefix + name not in state_dict]
+    if missing:
+        raise ValueError(f"The checkpoint has no weights for {model_class.__name__}'s {', '.join(missing)}.")
+    for name, weight in expected.items():
+        if weight.shape != state_dict[prefix + name].shape:
+            raise ValueError(
+                f"The checkpoint does not fit its configuration: `{name}` must have shape {tuple(weight.shape)}, got "
+                f"{tuple(state_dict[prefix + name].shape)}."
+            )
+    model.load_state_dict({name: state_dict[prefix + name] for name in expected})
+    return model.eval()
+
+
+def read_original_checkpoint(
+    checkpoint_path: str | os.PathLike, config_path: str | os.PathLike
+) -> tuple[InterBERTConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of a checkpoint of the release, under our names, with all the heads that it has."""
     config = convert_original_config(json.loads(Path(config_path).read_text(encoding="utf-8")))
     original_state_dict = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
     if not isinstance(original_state_dict, dict):
         raise ValueError(f"{checkpoint_path} must hold a state dict, got {type(original_state_dict).__name__}.")
     state_dict = convert_original_state_dict(original_state_dict, config)
-    model = InterBERTForPreTraining(config)
-    for name, weight in model.state_dict().items():
-        if weight.shape != state_dict[name].shape:
-            raise ValueError(
-                f"The checkpoint does not fit its configuration: `{name}` must have shape {tuple(weight.shape)}, got "
-                f"{tuple(state_dict[name].shape)}."
-            )
-    model.load_state_dict(state_dict)
-    return model.eval()
+    if "vqa_head.weight" in state_dict:
+        config.vqa_head = "linear"
+        config.num_labels = state_dict["vqa_head.weight"].shape[0]
+    return config, state_dict

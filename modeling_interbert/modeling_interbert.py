@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_interbert import InterBERTConfig
 
 MODULES = ("interaction", "text", "image")
+# Fields of every output, filled on request.
 RECORDED_OUTPUTS = [f"{module}_{kind}" for module in MODULES for kind in ("hidden_states", "attentions")]
 
 
@@ -88,6 +89,50 @@ class InterBERTForPreTrainingOutput(ModelOutput):
     mlm_logits: torch.FloatTensor | None = None
     region_logits: torch.FloatTensor | None = None
     itm_logits: torch.FloatTensor | None = None
+    interaction_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    interaction_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class InterBERTForImageRetrievalOutput(ModelOutput):
+    """
+    Output of [`InterBERTForImageRetrieval`]. The recorded outputs are those of [`InterBERTModelOutput`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `itm_labels` or `labels`): Cross-entropy.
+        itm_logits (`torch.FloatTensor` of shape `(batch, 2)` or `(batch, choices, 2)`):
+            Column 0: text and image match; 1: they do not.
+        match_scores (`torch.FloatTensor` of shape `(batch,)` or `(batch, choices)`): Probability of a match.
+    """
+
+    loss: torch.FloatTensor | None = None
+    itm_logits: torch.FloatTensor | None = None
+    match_scores: torch.FloatTensor | None = None
+    interaction_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    interaction_attentions: tuple[torch.FloatTensor, ...] | None = None
+    text_attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class InterBERTClassifierOutput(ModelOutput):
+    """
+    Output of the classifiers: [`InterBERTForVQA`], [`InterBERTForMultipleChoice`] and
+    [`InterBERTForSequenceClassification`]. The recorded outputs are those of [`InterBERTModelOutput`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`): The loss of the class.
+        logits (`torch.FloatTensor` of shape `(batch, num_labels)` or `(batch, choices)`): Scores before the softmax.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
     interaction_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     text_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     image_hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -297,7 +342,9 @@ class InterBERTEmbeddings(nn.Module):
             embeddings.append(self.image(region_features, region_boxes, region_attention_mask))
         if input_ids is not None or inputs_embeds is not None:
             embeddings.append(self.text(input_ids, token_type_ids, position_ids, inputs_embeds))
-        return torch.cat(embeddings, dim=1)
+        # One text beside many images, or one image beside many texts, is embedded once.
+        batch_size = max(len(part) for part in embeddings)
+        return torch.cat([part.expand(batch_size, -1, -1) for part in embeddings], dim=1)
 
 
 class InterBERTPooler(nn.Module):
@@ -564,9 +611,10 @@ def check_inputs(
         raise ValueError("`region_features` needs `region_boxes`, which is None.")
     check_shape("region_boxes", region_boxes, (*region_features.shape[:2], 4))
     check_shape("region_attention_mask", region_attention_mask, region_features.shape[:2])
-    if text is not None and text.shape[0] != region_features.shape[0]:
+    if text is not None and text.shape[0] != region_features.shape[0] and 1 not in (len(text), len(region_features)):
         raise ValueError(
-            f"Text and regions must have the same batch size, got {text.shape[0]} and {region_features.shape[0]}."
+            "Text and regions must have the same batch size, or one of them a batch of 1, got "
+            f"{text.shape[0]} and {region_features.shape[0]}."
         )
 
 
@@ -621,6 +669,8 @@ class InterBERTModel(InterBERTPreTrainedModel):
     ) -> InterBERTModelOutput | tuple:
         r"""
         Either modality may be left out: then its outputs are None, and a text-only pass has no image positions at all.
+        A batch of 1 on either side goes with every item of the other: one text with many images, or one image with
+        many texts.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
@@ -752,6 +802,8 @@ class InterBERTModel(InterBERTPreTrainedModel):
         if attn_implementation != config._attn_implementation:
             config = copy.copy(config)
             config._attn_implementation = attn_implementation
+        if mask is not None:
+            mask = mask.expand(hidden_states.shape[:2])
         mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
         for layer in layers:
             hidden_states = layer(hidden_states, mask, attn_implementation)
@@ -916,12 +968,310 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
         )
 
 
+def flatten_choices(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """`(batch, choices, ...)` to `(batch * choices, ...)`."""
+    return None if tensor is None else tensor.flatten(0, 1)
+
+
+class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
+    """
+    InterBERT with the match head of its pretraining: how well a text and an image go together. A pretraining checkpoint
+    opens without a missing weight, for zero-shot retrieval.
+    """
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        self.interbert = InterBERTModel(config)
+        self.itm_head = InterBERTMatchHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        itm_labels: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> InterBERTForImageRetrievalOutput | tuple:
+        r"""
+        The inputs are those of [`InterBERTModel`]: pairs, one text with many images, or one image with many texts. Or
+        all of them have a dimension of choices after the batch, `(batch, choices, ...)`: the pairs that one example
+        chooses from.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Which of the choices is right. The loss is the cross-entropy over the log-odds of a match (paper,
+                section 4: 4-way, with 3 negative images).
+            itm_labels (`torch.LongTensor` of shape `(batch,)` or `(batch, choices)`, *optional*):
+                For every pair 0: text and image match; 1: they do not. The loss is the cross-entropy of each pair
+                (release).
+
+        Raises:
+            `ValueError`: text or regions are missing, an input has another shape than the others call for, or both
+            kinds of labels are given.
+        """
+        text = input_ids if input_ids is not None else inputs_embeds
+        if text is None or region_features is None:
+            raise ValueError("Image retrieval needs a text and `region_features`, but one of them is None.")
+        if labels is not None and itm_labels is not None:
+            raise ValueError("Give either `labels` (of choices) or `itm_labels` (of pairs), not both.")
+        has_choices = region_features.dim() == 4
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "region_features": region_features,
+            "region_boxes": region_boxes,
+            "region_attention_mask": region_attention_mask,
+        }
+        if has_choices:
+            if text.shape[:2] != region_features.shape[:2]:
+                raise ValueError(
+                    "Text and regions must have the same (batch, choices), got "
+                    f"{tuple(text.shape[:2])} and {tuple(region_features.shape[:2])}."
+                )
+            inputs = {name: flatten_choices(tensor) for name, tensor in inputs.items()}
+        outputs = self.interbert(
+            **inputs, output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True
+        )
+        itm_logits = self.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output)
+        if has_choices:
+            itm_logits = itm_logits.view(*region_features.shape[:2], 2)
+
+        loss = None
+        if labels is not None:
+            if not has_choices:
+                raise ValueError("`labels` needs inputs of shape (batch, choices, ...), got pairs.")
+            check_shape("labels", labels, itm_logits.shape[:1])
+            log_odds = itm_logits[..., 0] - itm_logits[..., 1]  # (batch, choices)
+            loss = nn.functional.cross_entropy(log_odds.float(), labels)
+        elif itm_labels is not None:
+            check_shape("itm_labels", itm_labels, itm_logits.shape[:-1])
+            loss = image_text_matching_loss(itm_logits.view(-1, 2), itm_labels.reshape(-1))
+        return InterBERTForImageRetrievalOutput(
+            loss=loss,
+            itm_logits=itm_logits,
+            match_scores=itm_logits.softmax(dim=-1)[..., 0],
+            **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS},
+        )
+
+
+class InterBERTForVQA(InterBERTPreTrainedModel):
+    """
+    InterBERT that answers questions about an image: scores the answers of `config.id2label` from the fused vector, by
+    an MLP (paper) or one linear layer (release).
+    """
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        self.interbert = InterBERTModel(config)
+        self.fusion = InterBERTFusion(config)
+        if config.vqa_head == "mlp":
+            self.vqa_head = nn.Sequential(
+                nn.Linear(config.pooler_size, 2 * config.pooler_size),
+                nn.ReLU(),
+                nn.Dropout(config.hidden_dropout_prob),
+                nn.Linear(2 * config.pooler_size, config.num_labels),
+            )
+        else:
+            self.vqa_head = nn.Linear(config.pooler_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        labels: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> InterBERTClassifierOutput | tuple:
+        r"""
+        The inputs are those of [`InterBERTModel`], both modalities.
+
+        Args:
+            labels (`torch.FloatTensor` of shape `(batch, num_labels)`, *optional*):
+                Soft score of every answer, in [0, 1]. The loss is the binary cross-entropy, summed over the answers and
+                averaged over the batch.
+        """
+        if region_features is None or (input_ids is None and inputs_embeds is None):
+            raise ValueError("Visual question answering needs a text and `region_features`, but one of them is None.")
+        outputs = self.interbert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_attention_mask=region_attention_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.vqa_head(self.fusion(outputs.text_pooler_output, outputs.vision_pooler_output))
+        loss = None
+        if labels is not None:
+            check_shape("labels", labels, logits.shape)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum")
+            loss = loss / logits.shape[0]
+        return InterBERTClassifierOutput(
+            loss=loss, logits=logits, **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS}
+        )
+
+
+class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
+    """InterBERT that chooses one of several texts for an image, as in visual commonsense reasoning (VCR)."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        self.interbert = InterBERTModel(config)
+        self.fusion = InterBERTFusion(config)
+        self.choice_head = nn.Linear(config.pooler_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> InterBERTClassifierOutput | tuple:
+        r"""
+        The inputs are those of [`InterBERTModel`], where those of the text are `(batch, choices, tokens)` (and
+        `inputs_embeds` `(batch, choices, tokens, hidden_size)`). The regions, `(batch, regions, ...)`, are shared by
+        the choices.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Which of the choices is right.
+        """
+        text = input_ids if input_ids is not None else inputs_embeds
+        if text is None or region_features is None:
+            raise ValueError("Multiple choice needs a text and `region_features`, but one of them is None.")
+        if text.dim() != (3 if input_ids is not None else 4):
+            raise ValueError(f"The text must have shape (batch, choices, tokens), got {tuple(text.shape)}.")
+        if text.shape[0] != region_features.shape[0]:
+            raise ValueError(
+                f"Text and regions must have the same batch size, got {text.shape[0]} and {region_features.shape[0]}."
+            )
+        num_choices = text.shape[1]
+
+        def share(tensor):
+            return None if tensor is None else tensor.repeat_interleave(num_choices, dim=0)
+
+        outputs = self.interbert(
+            input_ids=flatten_choices(input_ids),
+            attention_mask=flatten_choices(attention_mask),
+            token_type_ids=flatten_choices(token_type_ids),
+            position_ids=flatten_choices(position_ids),
+            inputs_embeds=flatten_choices(inputs_embeds),
+            region_features=share(region_features),
+            region_boxes=share(region_boxes),
+            region_attention_mask=share(region_attention_mask),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.choice_head(self.fusion(outputs.text_pooler_output, outputs.vision_pooler_output))
+        logits = logits.view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            check_shape("labels", labels, logits.shape[:1])
+            loss = nn.functional.cross_entropy(logits.float(), labels)
+        return InterBERTClassifierOutput(
+            loss=loss, logits=logits, **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS}
+        )
+
+
+class InterBERTForSequenceClassification(InterBERTPreTrainedModel):
+    """InterBERT that classifies a text, or a pair of texts, without an image: GLUE (paper, section 4)."""
+
+    def __init__(self, config: InterBERTConfig):
+        super().__init__(config)
+        self.interbert = InterBERTModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.pooler_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> InterBERTClassifierOutput | tuple:
+        r"""
+        The inputs are those of the text in [`InterBERTModel`].
+
+        Args:
+            labels (`torch.Tensor`, *optional*):
+                As `config.problem_type` says, which is found from them where it is None: class ids `(batch,)`, for
+                `num_labels == 1` numbers `(batch,)` (regression, mean squared error), or scores `(batch, num_labels)`.
+        """
+        outputs = self.interbert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.text_pooler_output))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return InterBERTClassifierOutput(
+            loss=loss, logits=logits, **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS}
+        )
+
+
 InterBERTModel.register_for_auto_class("AutoModel")
 InterBERTForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+InterBERTForImageRetrieval.register_for_auto_class("AutoModelForZeroShotImageClassification")
+InterBERTForVQA.register_for_auto_class("AutoModelForVisualQuestionAnswering")
+InterBERTForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")
+InterBERTForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
 
 __all__ = [
+    "InterBERTClassifierOutput",
+    "InterBERTForImageRetrieval",
+    "InterBERTForImageRetrievalOutput",
+    "InterBERTForMultipleChoice",
     "InterBERTForPreTraining",
     "InterBERTForPreTrainingOutput",
+    "InterBERTForSequenceClassification",
+    "InterBERTForVQA",
     "InterBERTModel",
     "InterBERTModelOutput",
     "InterBERTPreTrainedModel",

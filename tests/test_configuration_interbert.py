@@ -13,6 +13,10 @@ AUTO_MAP = {
     "AutoConfig": "configuration_interbert.InterBERTConfig",
     "AutoModel": "modeling_interbert.InterBERTModel",
     "AutoModelForPreTraining": "modeling_interbert.InterBERTForPreTraining",
+    "AutoModelForZeroShotImageClassification": "modeling_interbert.InterBERTForImageRetrieval",
+    "AutoModelForVisualQuestionAnswering": "modeling_interbert.InterBERTForVQA",
+    "AutoModelForMultipleChoice": "modeling_interbert.InterBERTForMultipleChoice",
+    "AutoModelForSequenceClassification": "modeling_interbert.InterBERTForSequenceClassification",
 }
 
 PAPER = {

@@ -13,7 +13,13 @@ import torch
 from model_fixtures import assert_close
 from safetensors.torch import load_file
 
-from modeling_interbert import InterBERTForPreTraining
+from modeling_interbert import (
+    InterBERTForImageRetrieval,
+    InterBERTForMultipleChoice,
+    InterBERTForPreTraining,
+    InterBERTForVQA,
+    InterBERTModel,
+)
 from modeling_interbert.conversion import (
     convert_original_checkpoint,
     convert_original_config,
@@ -120,14 +126,14 @@ def test_every_weight_comes_from_the_checkpoint():
     assert shapes == {name: weight.shape for name, weight in model.state_dict().items()}
 
 
-def test_names_behind_module_and_task_heads():
-    """Runs on several GPUs write `module.` before every name; the task model's heads are left out."""
+def test_names_behind_module():
+    """Runs on several GPUs write `module.` before every name; heads that no task uses are left out."""
     config = convert_original_config(original_config("paper_layout"))
     original = original_state_dict("paper_layout")
     expected = convert_original_state_dict(original, config)
     parallel = {f"module.{name}": weight for name, weight in original.items()}
-    parallel["module.vil_prediction.weight"] = torch.zeros(3, 32)
-    parallel["module.vil_logit.bias"] = torch.zeros(1)
+    parallel["module.vision_logit.weight"] = torch.zeros(1, 48)
+    parallel["module.linguisic_logit.bias"] = torch.zeros(1)
     state_dict = convert_original_state_dict(parallel, config)
     assert state_dict.keys() == expected.keys()
     assert all(torch.equal(state_dict[name], expected[name]) for name in expected)
@@ -253,3 +259,60 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path):
     torch.save([1], tmp_path / "list.bin")
     with pytest.raises(ValueError, match="must hold a state dict, got list"):
         convert_original_checkpoint(tmp_path / "list.bin", PARITY / "paper_layout" / "original_config.json")
+
+
+TASK_CLASSES = {
+    "vqa_logits": InterBERTForVQA,
+    "itm_logits": InterBERTForImageRetrieval,
+    "choice_logit": InterBERTForMultipleChoice,
+}
+
+
+def task_outputs(model, key, layout):
+    inputs = parity_data(layout)[0]
+    if key == "choice_logit":  # one choice per pair
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            inputs[name] = inputs[name][:, None]
+    with torch.no_grad():
+        outputs = model(**inputs)
+    return outputs.itm_logits if key == "itm_logits" else outputs.logits
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("key", TASK_CLASSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_task_model_reproduces_the_release(layout, key, attn_implementation):
+    checkpoint = PARITY / layout / "vl_tasks_checkpoint.bin"
+    model = convert_original_checkpoint(checkpoint, checkpoint_files(layout)[1], TASK_CLASSES[key])
+    model.set_attn_implementation(attn_implementation)
+    assert_close(task_outputs(model, key, layout), parity_data(layout)[2][f"vl.{key}"])
+
+
+def test_a_pretraining_checkpoint_has_no_task_heads():
+    with pytest.raises(ValueError, match="no weights for InterBERTForMultipleChoice's choice_head.weight"):
+        convert_original_checkpoint(*checkpoint_files("paper_layout"), InterBERTForMultipleChoice)
+
+
+def test_script_writes_every_head_into_one_checkpoint(tmp_path, monkeypatch):
+    checkpoint = PARITY / "paper_layout" / "vl_tasks_checkpoint.bin"
+    monkeypatch.setattr(
+        sys, "argv", [str(SCRIPT), str(checkpoint), str(checkpoint_files("paper_layout")[1]), str(tmp_path)]
+    )
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    for model_class in (InterBERTModel, InterBERTForPreTraining):
+        assert not model_class.from_pretrained(tmp_path, output_loading_info=True)[1]["missing_keys"]
+    for key, model_class in TASK_CLASSES.items():
+        model, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert_close(task_outputs(model, key, "paper_layout"), parity_data("paper_layout")[2][f"vl.{key}"])
+    assert model.config.num_labels == 5 and model.config.vqa_head == "linear"
+
+
+def test_script_writes_one_class(tmp_path, monkeypatch):
+    checkpoint, config = PARITY / "released_layout" / "vl_tasks_checkpoint.bin", checkpoint_files("released_layout")[1]
+    monkeypatch.setattr(
+        sys, "argv", [str(SCRIPT), str(checkpoint), str(config), str(tmp_path), "--model_class", "InterBERTForVQA"]
+    )
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    _, info = InterBERTForVQA.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]

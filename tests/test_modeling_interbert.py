@@ -758,7 +758,7 @@ BAD_INPUTS = [
     (bad(output_hidden_states=[1]), "`output_hidden_states` must be True or False, got [1]."),
     (
         bad(remove=["attention_mask", "token_type_ids"], input_ids=torch.ones(2, 7, dtype=torch.long)),
-        "Text and regions must have the same batch size, got 2 and 3.",
+        "Text and regions must have the same batch size, or one of them a batch of 1, got 2 and 3.",
     ),
 ]
 

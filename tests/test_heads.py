@@ -1,0 +1,275 @@
+"""The models for tasks: image retrieval, visual question answering, multiple choice, text classification."""
+
+import re
+
+import pytest
+import torch
+from model_fixtures import NO_DROPOUT, assert_close, tiny_inputs, tiny_model, tiny_regions, tiny_text
+
+from modeling_interbert import (
+    InterBERTForImageRetrieval,
+    InterBERTForMultipleChoice,
+    InterBERTForPreTraining,
+    InterBERTForSequenceClassification,
+    InterBERTForVQA,
+    InterBERTModel,
+)
+
+NUM_LABELS = 4
+
+
+def task_model(model_class, **overrides):
+    torch.manual_seed(1)
+    return tiny_model(model_class, num_labels=NUM_LABELS, **overrides)
+
+
+def rows(inputs: dict[str, torch.Tensor], chosen) -> dict[str, torch.Tensor]:
+    return {name: value[chosen] for name, value in inputs.items()}
+
+
+# Image retrieval
+
+
+def test_match_scores_are_the_probability_of_a_match():
+    outputs = task_model(InterBERTForImageRetrieval)(**tiny_inputs())
+    assert outputs.itm_logits.shape == (3, 2)
+    exponentials = outputs.itm_logits.exp()
+    assert_close(outputs.match_scores, exponentials[:, 0] / exponentials.sum(dim=1))
+
+
+def test_a_pretraining_checkpoint_opens_for_zero_shot_retrieval(tmp_path):
+    pretrained = task_model(InterBERTForPreTraining)
+    pretrained.save_pretrained(tmp_path)
+    model, info = InterBERTForImageRetrieval.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert_close(model(**tiny_inputs()).itm_logits, pretrained(**tiny_inputs()).itm_logits)
+
+
+@pytest.mark.parametrize("one", ["text", "image"])
+@pytest.mark.parametrize("with_masks", [True, False])
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_one_goes_with_many(one, with_masks, attn_implementation):
+    """As if it had been repeated."""
+    text, regions = tiny_text(), tiny_regions()
+    if not with_masks:
+        text.pop("attention_mask"), regions.pop("region_attention_mask")
+    model = task_model(InterBERTForImageRetrieval, attn_implementation=attn_implementation)
+    embedded = []
+    model.interbert.embeddings.image.register_forward_hook(lambda module, args, output: embedded.append(len(output)))
+    if one == "text":
+        outputs = model(**rows(text, slice(1, 2)), **regions)
+        expected = model(**rows(text, [1, 1, 1]), **regions)
+    else:
+        outputs = model(**text, **rows(regions, slice(1, 2)))
+        expected = model(**text, **rows(regions, [1, 1, 1]))
+    assert_close(outputs.itm_logits, expected.itm_logits)
+    assert outputs.match_scores.shape == (3,)
+    assert embedded == ([3, 3] if one == "text" else [1, 3])  # the one image is embedded once
+
+
+def choices(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two examples of two pairs: (0, 1) and (2, 0)."""
+    return {name: value[torch.tensor([[0, 1], [2, 0]])] for name, value in inputs.items()}
+
+
+def test_choices_are_scored_pair_by_pair_and_the_right_one_is_learned():
+    model = task_model(InterBERTForImageRetrieval)
+    pairs = model(**tiny_inputs()).itm_logits
+    labels = torch.tensor([1, 0])
+    outputs = model(**choices(tiny_inputs()), labels=labels)
+    assert_close(outputs.itm_logits, pairs[torch.tensor([[0, 1], [2, 0]])])
+    assert outputs.match_scores.shape == (2, 2)
+    log_odds = pairs[:, 0] - pairs[:, 1]
+    expected = -(torch.log_softmax(log_odds[[0, 1]], dim=0)[1] + torch.log_softmax(log_odds[[2, 0]], dim=0)[0])
+    assert_close(outputs.loss, expected / 2)
+
+
+def test_labels_of_pairs():
+    model = task_model(InterBERTForImageRetrieval)
+    pairs = model(**tiny_inputs()).itm_logits.log_softmax(dim=-1)
+    outputs = model(**tiny_inputs(), itm_labels=torch.tensor([0, 1, 1]))
+    assert_close(outputs.loss, -(pairs[0, 0] + pairs[1, 1] + pairs[2, 1]) / 3)
+    outputs = model(**choices(tiny_inputs()), itm_labels=torch.tensor([[0, 1], [1, 1]]))
+    assert_close(outputs.loss, -(pairs[0, 0] + pairs[1, 1] + pairs[2, 1] + pairs[0, 1]) / 4)
+
+
+# Visual question answering
+
+
+@pytest.mark.parametrize(("vqa_head", "shapes"), [("mlp", [(16, 8), (4, 16)]), ("linear", [(4, 8)])])
+def test_answers_are_scored_from_the_fused_vector(vqa_head, shapes):
+    model = task_model(InterBERTForVQA, vqa_head=vqa_head)
+    matrices = [parameter for parameter in model.vqa_head.parameters() if parameter.dim() == 2]
+    assert [tuple(matrix.shape) for matrix in matrices] == shapes
+    encoded = model.interbert(**tiny_inputs())
+    expected = model.vqa_head(encoded.text_pooler_output * encoded.vision_pooler_output)
+    labels = torch.tensor([[1.0, 0.3, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.6, 0.9, 1.0]])
+    outputs = model(**tiny_inputs(), labels=labels)
+    assert_close(outputs.logits, expected)
+    probabilities = expected.sigmoid()
+    entropy = -(labels * probabilities.log() + (1 - labels) * (1 - probabilities).log())
+    assert_close(outputs.loss, entropy.sum(dim=1).mean())
+
+
+# Multiple choice
+
+
+def test_choices_of_texts_share_the_regions():
+    model = task_model(InterBERTForMultipleChoice)
+    text = {name: torch.stack([value, value.flip(0)], dim=1) for name, value in tiny_text().items()}
+    labels = torch.tensor([0, 1, 1])
+    outputs = model(**text, **tiny_regions(), labels=labels)
+    assert outputs.logits.shape == (3, 2)
+    for choice in range(2):
+        encoded = model.interbert(**{name: value[:, choice] for name, value in text.items()}, **tiny_regions())
+        fused = encoded.text_pooler_output * encoded.vision_pooler_output
+        assert_close(outputs.logits[:, choice], model.choice_head(fused)[:, 0])
+    assert_close(outputs.loss, -outputs.logits.log_softmax(dim=1)[range(3), labels].mean())
+
+
+# Text classification
+
+
+def test_text_classification_reads_the_text_alone():
+    model = task_model(InterBERTForSequenceClassification)
+    labels = torch.tensor([3, 0, 2])
+    outputs = model(**tiny_text(), labels=labels)
+    expected = model.classifier(model.interbert(**tiny_text()).text_pooler_output)
+    assert_close(outputs.logits, expected)
+    assert_close(outputs.loss, -expected.log_softmax(dim=1)[range(3), labels].mean())
+
+
+def test_regression():
+    model = tiny_model(InterBERTForSequenceClassification, num_labels=1)
+    labels = torch.tensor([0.5, 4.0, -1.0])
+    outputs = model(**tiny_text(), labels=labels)
+    assert model.config.problem_type == "regression"
+    assert_close(outputs.loss, ((outputs.logits[:, 0] - labels) ** 2).mean())
+
+
+# All of them
+
+
+def example(model_class) -> dict[str, torch.Tensor]:
+    """Inputs and labels of a class."""
+    inputs = tiny_inputs()
+    if model_class is InterBERTForImageRetrieval:
+        return inputs | {"itm_labels": torch.tensor([0, 1, 1])}
+    if model_class is InterBERTForVQA:
+        return inputs | {
+            "labels": (torch.rand(3, NUM_LABELS, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+        }
+    if model_class is InterBERTForMultipleChoice:
+        text = {name: torch.stack([value, value.flip(0)], dim=1) for name, value in tiny_text().items()}
+        return text | tiny_regions() | {"labels": torch.tensor([0, 1, 0])}
+    return tiny_text() | {"labels": torch.tensor([3, 0, 2])}
+
+
+TASK_CLASSES = [
+    InterBERTForImageRetrieval,
+    InterBERTForVQA,
+    InterBERTForMultipleChoice,
+    InterBERTForSequenceClassification,
+]
+
+
+@pytest.mark.parametrize("model_class", TASK_CLASSES)
+def test_save_and_load(model_class, tmp_path):
+    model = task_model(model_class)
+    model.save_pretrained(tmp_path)
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert_close(loaded(**example(model_class)).loss, model(**example(model_class)).loss)
+
+
+@pytest.mark.parametrize("model_class", TASK_CLASSES)
+def test_any_checkpoint_opens_with_a_new_head(model_class, tmp_path):
+    base = task_model(InterBERTModel)
+    base.save_pretrained(tmp_path)
+    model, info = model_class.from_pretrained(tmp_path, output_loading_info=True, num_labels=NUM_LABELS)
+    heads = {name for name in model.state_dict() if not name.startswith("interbert.")}
+    assert set(info["missing_keys"]) == heads
+    for name, value in base.state_dict().items():
+        assert torch.equal(model.state_dict()[f"interbert.{name}"], value), name
+
+
+@pytest.mark.parametrize("model_class", TASK_CLASSES)
+def test_training_reduces_the_loss(model_class):
+    model = task_model(model_class, **NO_DROPOUT).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = model(**example(model_class)).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    image_parts = ("interbert.embeddings.image.", "interbert.vision_")
+    assert all(name.startswith(image_parts) for name in unused)
+    assert bool(unused) == (model_class is InterBERTForSequenceClassification)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("model_class", TASK_CLASSES)
+def test_half_precision(model_class, dtype):
+    model = task_model(model_class).to(dtype)
+    with torch.no_grad():
+        outputs = model(**example(model_class))
+    assert torch.isfinite(outputs.loss) and outputs[1].dtype == dtype
+
+
+@pytest.mark.parametrize("model_class", TASK_CLASSES)
+def test_recorded_outputs(model_class):
+    outputs = task_model(model_class)(**example(model_class), output_attentions=True, output_hidden_states=True)
+    assert len(outputs.interaction_hidden_states) == 3 and len(outputs.text_attentions) == 3
+    assert len(outputs.image_attentions) == (0 if model_class is InterBERTForSequenceClassification else 1)
+    as_tuple = task_model(model_class)(**example(model_class), return_dict=False)
+    assert_close(as_tuple[0], outputs.loss)
+
+
+BAD_INPUTS = [
+    (InterBERTForImageRetrieval, tiny_text(), "needs a text and `region_features`"),
+    (
+        InterBERTForImageRetrieval,
+        tiny_inputs() | {"labels": torch.zeros(3, dtype=torch.long)},
+        "`labels` needs inputs of shape (batch, choices, ...), got pairs.",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        choices(tiny_inputs()) | {"labels": torch.zeros(2), "itm_labels": torch.zeros(2, 2)},
+        "Give either `labels` (of choices) or `itm_labels` (of pairs), not both.",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        tiny_text() | choices(tiny_regions()),
+        "Text and regions must have the same (batch, choices), got (3, 7) and (2, 2).",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        choices(tiny_inputs()) | {"labels": torch.zeros(3, dtype=torch.long)},
+        "`labels` must have shape (2,), got (3,).",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        tiny_inputs() | {"itm_labels": torch.zeros(2, dtype=torch.long)},
+        "`itm_labels` must have shape (3,), got (2,).",
+    ),
+    (InterBERTForVQA, tiny_regions(), "needs a text and `region_features`"),
+    (InterBERTForVQA, tiny_inputs() | {"labels": torch.zeros(3, 5)}, "`labels` must have shape (3, 4), got (3, 5)."),
+    (InterBERTForMultipleChoice, tiny_inputs(), "The text must have shape (batch, choices, tokens), got (3, 7)."),
+    (
+        InterBERTForMultipleChoice,
+        choices(tiny_text()) | tiny_regions(),
+        "Text and regions must have the same batch size, got 2 and 3.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model_class", "inputs", "message"), BAD_INPUTS, ids=range(len(BAD_INPUTS)))
+def test_inputs_that_cannot_be_are_refused(model_class, inputs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        task_model(model_class)(**inputs)
