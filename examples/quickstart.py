@@ -37,17 +37,18 @@ vision_intermediate_size=256,num_hidden_layers=3,num_text_layers=1,num_vision_la
 initializer_range=0.05,hidden_dropout_prob=0,vision_hidden_dropout_prob=0,attention_probs_dropout_prob=0,\
 vision_attention_probs_dropout_prob=0
     --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 2 2 --conditional_masking false
-    --per_device_train_batch_size 64 --learning_rate 7e-4 --num_warmup_steps 100
+    --per_device_train_batch_size 64 --max_seq_length 20 --learning_rate 7e-4 --num_warmup_steps 100
     --retrieval_eval_every_epoch false --overwrite_output_dir
 """
 
 
 # Training on a CPU: unless told to keep it, glibc returns the memory of every step to the system and faults it in
-# again, which can take half of the time; and threads that wait actively crawl where another program runs.
+# again, which can take half of the time; and threads that spin for long at their barriers crawl where another program
+# runs, while those that do not spin at all are no faster than one.
 CPU_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**3),
     "MALLOC_TRIM_THRESHOLD_": str(8 * 1024**3),
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "10000",
 }
 
 

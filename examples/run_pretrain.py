@@ -16,7 +16,7 @@ The paper's two stages at base size, started from BERT, on several GPUs:
     accelerate launch --multi_gpu --mixed_precision bf16 examples/run_pretrain.py \\
         --dataset_name org/my-regions --bert_name_or_path bert-base-uncased \\
         --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 5 10 \\
-        --per_device_train_batch_size 64 --learning_rate 1e-4 --num_warmup_steps 10000 \\
+        --per_device_train_batch_size 64 --group_by_length --learning_rate 1e-4 --num_warmup_steps 10000 \\
         --output_dir interbert-base --push_to_hub
 
 Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...`.
@@ -30,7 +30,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, Subset
 from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
 
 from configuration_interbert import InterBERTConfig
@@ -352,12 +352,16 @@ def main():
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
     )
+    # Accelerate tells either sampler the epoch.
+    if training_args.group_by_length:
+        batch_size = training_args.per_device_train_batch_size
+        sampler = LengthGroupedSampler(train_pairs.lengths(), batch_size, seed=training_args.seed)
+    else:
+        sampler = RandomSampler(train_pairs)
     train_dataloader = DataLoader(
         train_pairs,
         batch_size=training_args.per_device_train_batch_size,
-        sampler=LengthGroupedSampler(
-            train_pairs.lengths(), training_args.per_device_train_batch_size, seed=training_args.seed
-        ),
+        sampler=sampler,
         collate_fn=collator,
         num_workers=training_args.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
@@ -387,7 +391,6 @@ def main():
         for part in (train_pairs, validation_pairs, collator):
             part.set_objectives(objectives)
         train_pairs.set_epoch(epoch)
-        train_dataloader.sampler.set_epoch(epoch)
 
     def end_epoch(epoch, model, is_last):
         results = evaluate_objectives(

@@ -43,6 +43,10 @@ class TrainingArguments:
     num_warmup_steps: int = field(
         default=0, metadata={"help": "Optimizer steps over which the learning rate rises from 0."}
     )
+    group_by_length: bool = field(
+        default=False,
+        metadata={"help": "Batches hold samples of similar lengths, so that little of them is padding."},
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Computes activations anew in the backward pass, to save memory."}
     )

@@ -68,6 +68,7 @@ def test_two_stages_on_one_process(scenes, tmp_path):
         tmp_path / "out",
         *from_scratch(scenes),
         *("--objectives", "mlm,mom,itm", "msm,mrm,itm", "--stage_epochs", "1", "2", "--checkpointing_steps", "epoch"),
+        "--group_by_length",
         launch=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
     )
     assert "24 images with 120 captions to train on, 40 captions to evaluate on; 1 process(es)." in output
