@@ -37,7 +37,7 @@ install: $(INSTALLED)
 # One pip call, so that constraints.txt decides every version, torch's included.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(VENV)/bin/python -m pip install --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[examples,test]"
+		--constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 # pip is the last file that venv writes: an environment whose creation was interrupted is made again.
