@@ -20,7 +20,7 @@ import argparse
 from transformers import AutoTokenizer
 
 import modeling_interbert
-from modeling_interbert.conversion import convert_original_checkpoint, read_original_checkpoint
+from modeling_interbert.conversion import build_converted_model, read_original_checkpoint
 from processing import InterBERTProcessor
 
 
@@ -48,21 +48,20 @@ def parse_args() -> argparse.Namespace:
 
 def main():
     args = parse_args()
+    config, weights = read_original_checkpoint(args.checkpoint, args.config)
+    model_class = getattr(modeling_interbert, args.model_class or "InterBERTForPreTraining")
+    model = build_converted_model(config, weights, model_class)
     if args.model_class is not None:
-        model_class = getattr(modeling_interbert, args.model_class)
-        model = convert_original_checkpoint(args.checkpoint, args.config, model_class)
-        weights = None
-    else:
-        # The pretraining model, and beside its weights those of the task heads.
-        model = convert_original_checkpoint(args.checkpoint, args.config)
-        _, weights = read_original_checkpoint(args.checkpoint, args.config)
-        weights.pop("mlm_head.decoder.weight")  # tied to the word embeddings
-    model.save_pretrained(args.output_dir, state_dict=weights)
+        weights = model.state_dict()
+    # Without a class, all that the checkpoint has: the pretraining model, and beside it the heads of the tasks.
+    weights.pop("mlm_head.decoder.weight", None)  # tied to the word embeddings
+    num_parameters = sum(weight.numel() for weight in weights.values())
+    model.save_pretrained(args.output_dir, state_dict=weights)  # empties the dict
     if args.tokenizer_name is not None:
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name)
         processor = InterBERTProcessor(tokenizer, region_feature_size=model.config.region_feature_size)
         processor.save_pretrained(args.output_dir)
-    print(f"{model.num_parameters():,} parameters written to {args.output_dir}")
+    print(f"{num_parameters:,} parameters written to {args.output_dir}")
 
 
 if __name__ == "__main__":

@@ -164,7 +164,13 @@ def convert_original_checkpoint(
     Raises:
         `ValueError`: the checkpoint does not fit its configuration, or lacks the head of `model_class`.
     """
-    config, state_dict = read_original_checkpoint(checkpoint_path, config_path)
+    return build_converted_model(*read_original_checkpoint(checkpoint_path, config_path), model_class)
+
+
+def build_converted_model(
+    config: InterBERTConfig, state_dict: dict[str, torch.Tensor], model_class: type[InterBERTPreTrainedModel]
+) -> InterBERTPreTrainedModel:
+    """A model of `model_class`, in evaluation mode, from what [`read_original_checkpoint`] returns."""
     model = model_class(config)
     # The base model is a part of every other.
     prefix = f"{model_class.base_model_prefix}." if model.base_model is model else ""

@@ -32,7 +32,7 @@ from .region_dataset import RegionDataset
 
 TEXT_OBJECTIVES = ("mlm", "msm")
 REGION_OBJECTIVES = ("mom", "mrm")
-# What a masked region is to be told from the rest: its column of the dataset, by the model's `region_objective`.
+# Column of the dataset that holds what is predicted for a masked region, by the model's `region_objective`.
 REGION_TARGET_COLUMNS = {"hard_class": "class_ids", "soft_class": "class_probs", "feature": "features"}
 MAX_NEGATIVE_DRAWS = 100
 
