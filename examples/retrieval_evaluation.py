@@ -62,18 +62,19 @@ def score_captions_against_images(
     )
     for start in range(0, len(own_images), images_per_block):
         chosen_images = own_images[start : start + images_per_block]
-        image_inputs = processor(
+        inputs = processor(
             regions=[truncate_regions(regions[i], max_regions) for i in chosen_images], return_tensors="pt"
         ).to(device)
         num_images = len(chosen_images)
+        with accelerator.autocast():
+            region_embeds = model.interbert.embed_regions(**inputs)  # once, however many captions the images meet
         for chosen_captions, text_inputs in text_blocks:
             num_captions = len(chosen_captions)
             pairs = {name: tensor.repeat_interleave(num_images, dim=0) for name, tensor in text_inputs.items()}
-            pairs |= {
-                name: tensor.repeat(num_captions, *[1] * (tensor.dim() - 1)) for name, tensor in image_inputs.items()
-            }
+            pairs["region_embeds"] = region_embeds.repeat(num_captions, 1, 1)
+            pairs["region_attention_mask"] = inputs["region_attention_mask"].repeat(num_captions, 1)
             with accelerator.autocast():
-                outputs = model.interbert(**pairs)
+                outputs = model.interbert(**pairs, pooled_only=True)
             # Outside of autocast: half precision has so few digits that pairs would tie.
             dtype = model.itm_head.classifier.weight.dtype
             logits = model.itm_head(outputs.text_pooler_output.to(dtype), outputs.vision_pooler_output.to(dtype))

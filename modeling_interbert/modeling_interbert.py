@@ -16,6 +16,7 @@ from transformers import AutoConfig, BertForMaskedLM, BertModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
@@ -175,14 +176,20 @@ class InterBERTAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, positions, hidden_size)` to `(batch, heads, positions, head_size)`."""
+        return states.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, attn_implementation: str
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_implementation: str,
+        num_queries: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        head_shape = (*input_shape, -1, self.head_size)
-        query = self.query(hidden_states).view(head_shape).transpose(1, 2)  # (batch, heads, positions, head_size)
-        key = self.key(hidden_states).view(head_shape).transpose(1, 2)
-        value = self.value(hidden_states).view(head_shape).transpose(1, 2)
+        query = self.split_heads(self.query(hidden_states[:, :num_queries]))
+        key = self.split_heads(self.key(hidden_states))
+        value = self.split_heads(self.value(hidden_states))
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             attn_implementation, eager_attention_forward
@@ -196,12 +203,14 @@ class InterBERTAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
         )
-        attention_output = attention_output.reshape(*input_shape, -1).contiguous()
-        return self.output(attention_output), attention_probs
+        return self.output(attention_output.flatten(2)), attention_probs
 
 
 class InterBERTLayer(GradientCheckpointingLayer):
-    """Transformer layer with the LayerNorm after each residual connection, as in BERT."""
+    """
+    Transformer layer with the LayerNorm after each residual connection, as in BERT. With `num_queries`, only the output
+    of so many first positions is computed, `(batch, num_queries, hidden_size)`; they read all positions nevertheless.
+    """
 
     def __init__(
         self,
@@ -221,10 +230,14 @@ class InterBERTLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(hidden_dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, attn_implementation: str
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_implementation: str,
+        num_queries: int | None = None,
     ) -> torch.Tensor:
-        attention_output, _ = self.attention(hidden_states, attention_mask, attn_implementation)
-        hidden_states = self.attention_layer_norm(hidden_states + self.dropout(attention_output))
+        attention_output, _ = self.attention(hidden_states, attention_mask, attn_implementation, num_queries)
+        hidden_states = self.attention_layer_norm(hidden_states[:, :num_queries] + self.dropout(attention_output))
         layer_output = self.output(self.activation(self.intermediate(hidden_states)))
         return self.output_layer_norm(hidden_states + self.dropout(layer_output))
 
@@ -336,15 +349,20 @@ class InterBERTEmbeddings(nn.Module):
         region_features: torch.FloatTensor | None,
         region_boxes: torch.FloatTensor | None,
         region_attention_mask: torch.LongTensor | None,
+        region_embeds: torch.FloatTensor | None,
     ) -> torch.Tensor:
-        embeddings = []
         if region_features is not None:
-            embeddings.append(self.image(region_features, region_boxes, region_attention_mask))
-        if input_ids is not None or inputs_embeds is not None:
-            embeddings.append(self.text(input_ids, token_type_ids, position_ids, inputs_embeds))
-        # One text beside many images, or one image beside many texts, is embedded once.
-        batch_size = max(len(part) for part in embeddings)
-        return torch.cat([part.expand(batch_size, -1, -1) for part in embeddings], dim=1)
+            region_embeds = self.image(region_features, region_boxes, region_attention_mask)
+        if input_ids is None and inputs_embeds is None:
+            return region_embeds
+        text_embeds = self.text(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if region_embeds is None:
+            return text_embeds
+        if region_embeds.shape[0] != text_embeds.shape[0]:  # one of them stands beside many, and was embedded once
+            batch_size = max(region_embeds.shape[0], text_embeds.shape[0])
+            region_embeds = region_embeds.expand(batch_size, -1, -1)
+            text_embeds = text_embeds.expand(batch_size, -1, -1)
+        return torch.cat([region_embeds, text_embeds], dim=1)
 
 
 class InterBERTPooler(nn.Module):
@@ -558,24 +576,18 @@ def check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...
         raise ValueError(f"`{name}` must have shape {tuple(expected)}, got {tuple(tensor.shape)}.")
 
 
-def check_inputs(
+def check_text(
     config: InterBERTConfig,
     input_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | None,
     token_type_ids: torch.Tensor | None,
     position_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
-    region_features: torch.Tensor | None,
-    region_boxes: torch.Tensor | None,
-    region_attention_mask: torch.Tensor | None,
 ):
-    """Raises a `ValueError` that names the input, the expected and the given shape."""
+    """Raises a `ValueError` that names the input of a text, the expected and the given shape."""
     if input_ids is not None and inputs_embeds is not None:
         raise ValueError("Give either `input_ids` or `inputs_embeds`, not both.")
     text = input_ids if input_ids is not None else inputs_embeds
-    if text is None and region_features is None:
-        raise ValueError("Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither.")
-
     if input_ids is not None and input_ids.dim() != 2:
         raise ValueError(f"`input_ids` must have shape (batch, tokens), got {tuple(input_ids.shape)}.")
     if inputs_embeds is not None and (inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != config.hidden_size):
@@ -597,6 +609,26 @@ def check_inputs(
         else:
             check_shape(name, tensor, text.shape[:2])
 
+
+def check_regions(
+    config: InterBERTConfig,
+    region_features: torch.Tensor | None,
+    region_boxes: torch.Tensor | None,
+    region_attention_mask: torch.Tensor | None,
+    region_embeds: torch.Tensor | None,
+):
+    """Raises a `ValueError` that names the input of the regions, the expected and the given shape."""
+    if region_embeds is not None:
+        if region_features is not None or region_boxes is not None:
+            raise ValueError("Give either `region_features` and `region_boxes` or `region_embeds`, not both.")
+        if region_embeds.dim() != 3 or region_embeds.shape[-1] != config.hidden_size:
+            raise ValueError(
+                f"`region_embeds` must have shape (batch, regions + 1, hidden_size={config.hidden_size}), got "
+                f"{tuple(region_embeds.shape)}."
+            )
+        num_images, num_positions = region_embeds.shape[:2]
+        check_shape("region_attention_mask", region_attention_mask, (num_images, num_positions - 1))
+        return
     for name, tensor in (("region_boxes", region_boxes), ("region_attention_mask", region_attention_mask)):
         if tensor is not None and region_features is None:
             raise ValueError(f"`{name}` needs `region_features`, which is None.")
@@ -611,11 +643,11 @@ def check_inputs(
         raise ValueError("`region_features` needs `region_boxes`, which is None.")
     check_shape("region_boxes", region_boxes, (*region_features.shape[:2], 4))
     check_shape("region_attention_mask", region_attention_mask, region_features.shape[:2])
-    if text is not None and text.shape[0] != region_features.shape[0] and 1 not in (len(text), len(region_features)):
-        raise ValueError(
-            "Text and regions must have the same batch size, or one of them a batch of 1, got "
-            f"{text.shape[0]} and {region_features.shape[0]}."
-        )
+
+
+def join_recorded(first: tuple | None, second: tuple | None) -> tuple | None:
+    """What two modules recorded, in their order; None where nothing was."""
+    return None if first is None else first + second
 
 
 class InterBERTModel(InterBERTPreTrainedModel):
@@ -653,6 +685,103 @@ class InterBERTModel(InterBERTPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings.text.word_embeddings = value
 
+    def embed_regions(
+        self,
+        region_features: torch.FloatTensor,
+        region_boxes: torch.FloatTensor,
+        region_attention_mask: torch.LongTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        The part of the encoder that no text has a say in: for images that meet many texts, and are embedded once.
+
+        Args:
+            region_features, region_boxes, region_attention_mask: As in [`~InterBERTModel.forward`].
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, regions + 1, hidden_size)`, the whole image first: `region_embeds` of
+            the forward pass, which goes on needing `region_attention_mask`.
+        """
+        check_regions(self.config, region_features, region_boxes, region_attention_mask, region_embeds=None)
+        return self.embeddings.image(region_features, region_boxes, region_attention_mask)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        r"""
+        What the encoder makes of a text without an image: features for a classifier or regressor to be trained on, as
+        BERT's. They are not embeddings for nearest-neighbour search: InterBERT is pretrained to match a text with an
+        image that it reads together with it, and nothing draws the features of texts and images that were read apart
+        towards each other. [`InterBERTForImageRetrieval`] scores pairs.
+
+        The inputs are those of a text in [`~InterBERTModel.forward`].
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch, tokens, hidden_size)`, `pooler_output`
+            `(batch, pooler_size)`; on request `hidden_states` and `attentions` of the interaction layers, followed by
+            those of the text layers.
+        """
+        outputs = self(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.text_last_hidden_state,
+            pooler_output=outputs.text_pooler_output,
+            hidden_states=join_recorded(outputs.interaction_hidden_states, outputs.text_hidden_states),
+            attentions=join_recorded(outputs.interaction_attentions, outputs.text_attentions),
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        region_features: torch.FloatTensor | None = None,
+        region_boxes: torch.FloatTensor | None = None,
+        region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple:
+        r"""
+        What the encoder makes of an image without a text. What [`~InterBERTModel.get_text_features`] says of the use
+        of its features holds for these too.
+
+        The inputs are those of an image in [`~InterBERTModel.forward`].
+
+        Returns:
+            [`BaseModelOutputWithPooling`]: `last_hidden_state` `(batch, regions + 1, hidden_size)`, the whole image
+            first, `pooler_output` `(batch, pooler_size)`; on request `hidden_states` and `attentions` of the
+            interaction layers, followed by those of the vision layers.
+        """
+        outputs = self(
+            region_features=region_features,
+            region_boxes=region_boxes,
+            region_attention_mask=region_attention_mask,
+            region_embeds=region_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.vision_last_hidden_state,
+            pooler_output=outputs.vision_pooler_output,
+            hidden_states=join_recorded(outputs.interaction_hidden_states, outputs.image_hidden_states),
+            attentions=join_recorded(outputs.interaction_attentions, outputs.image_attentions),
+        )
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -663,6 +792,8 @@ class InterBERTModel(InterBERTPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_boxes: torch.FloatTensor | None = None,
         region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
+        pooled_only: bool = False,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -689,6 +820,12 @@ class InterBERTModel(InterBERTPreTrainedModel):
                 Left, top, right and bottom edge as shares of the image's width and height, in [0, 1].
             region_attention_mask (`torch.LongTensor` of shape `(batch, regions)`, *optional*):
                 1 for regions, 0 for padding. By default all are regions.
+            region_embeds (`torch.FloatTensor` of shape `(batch, regions + 1, hidden_size)`, *optional*):
+                Embedded regions, as [`~InterBERTModel.embed_regions`] returns them, in place of `region_features` and
+                `region_boxes`.
+            pooled_only (`bool`, *optional*, defaults to `False`):
+                Returns the pooler outputs alone. The last layer of each stream then computes position 0 alone, unless
+                hidden states or attentions are recorded, which are always those of all positions.
             output_attentions (`bool`, *optional*):
                 Returns the attention probabilities of all layers. This pass then uses eager attention.
             output_hidden_states (`bool`, *optional*):
@@ -696,17 +833,19 @@ class InterBERTModel(InterBERTPreTrainedModel):
             return_dict (`bool`, *optional*):
                 False returns a tuple of the fields that are not None.
         """
-        check_inputs(
-            self.config,
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            region_features,
-            region_boxes,
-            region_attention_mask,
-        )
+        check_text(self.config, input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        check_regions(self.config, region_features, region_boxes, region_attention_mask, region_embeds)
+        text = input_ids if input_ids is not None else inputs_embeds
+        regions = region_features if region_features is not None else region_embeds
+        if text is None and regions is None:
+            raise ValueError("Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither.")
+        if text is not None and regions is not None:
+            batch_sizes = (text.shape[0], regions.shape[0])
+            if batch_sizes[0] != batch_sizes[1] and 1 not in batch_sizes:
+                raise ValueError(
+                    "Text and regions must have the same batch size, or one of them a batch of 1, got "
+                    f"{batch_sizes[0]} and {batch_sizes[1]}."
+                )
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
@@ -724,6 +863,8 @@ class InterBERTModel(InterBERTPreTrainedModel):
             region_features,
             region_boxes,
             region_attention_mask,
+            region_embeds,
+            pooled_only,
             # Only eager attention has probabilities to return.
             attn_implementation="eager" if output_attentions else self.config._attn_implementation,
             return_dict=self.config.return_dict if return_dict is None else return_dict,
@@ -741,6 +882,8 @@ class InterBERTModel(InterBERTPreTrainedModel):
         region_features,
         region_boxes,
         region_attention_mask,
+        region_embeds,
+        pooled_only,
         attn_implementation,
         **recorded,
     ) -> InterBERTModelOutput:
@@ -752,15 +895,19 @@ class InterBERTModel(InterBERTPreTrainedModel):
             region_features,
             region_boxes,
             region_attention_mask,
+            region_embeds,
         )
-        num_image_positions = 0 if region_features is None else region_features.shape[1] + 1
         has_text = input_ids is not None or inputs_embeds is not None
+        has_image = region_features is not None or region_embeds is not None
+        num_image_positions = 0
+        if has_image:
+            num_image_positions = region_features.shape[1] + 1 if region_embeds is None else region_embeds.shape[1]
 
         # The whole image, at position 0, is never padding.
         image_mask = None
         if region_attention_mask is not None:
             image_mask = nn.functional.pad(region_attention_mask, (1, 0), value=1)
-        text_mask = attention_mask if has_text else None
+        text_mask = attention_mask
         joint_mask = None
         if image_mask is not None or text_mask is not None:
             joint_mask = torch.ones(hidden_states.shape[:2], dtype=torch.long, device=hidden_states.device)
@@ -773,19 +920,21 @@ class InterBERTModel(InterBERTPreTrainedModel):
         vision_hidden_states, text_hidden_states = hidden_states.split(
             [num_image_positions, hidden_states.shape[1] - num_image_positions], dim=1
         )
-        text_last_hidden_state = text_pooler_output = None
+        first_only = pooled_only and not any(recorded.values())
+        text_pooler_output = vision_pooler_output = None
         if has_text:
-            text_last_hidden_state = self._run(self.text_layers, text_hidden_states, text_mask, attn_implementation)
-            text_pooler_output = self.text_pooler(text_last_hidden_state)
-        vision_last_hidden_state = vision_pooler_output = None
-        if region_features is not None:
-            vision_last_hidden_state = self._run(
-                self.vision_layers, vision_hidden_states, image_mask, attn_implementation
+            text_hidden_states = self._run(
+                self.text_layers, text_hidden_states, text_mask, attn_implementation, first_only
             )
-            vision_pooler_output = self.vision_pooler(vision_last_hidden_state)
+            text_pooler_output = self.text_pooler(text_hidden_states)
+        if has_image:
+            vision_hidden_states = self._run(
+                self.vision_layers, vision_hidden_states, image_mask, attn_implementation, first_only
+            )
+            vision_pooler_output = self.vision_pooler(vision_hidden_states)
         return InterBERTModelOutput(
-            text_last_hidden_state=text_last_hidden_state,
-            vision_last_hidden_state=vision_last_hidden_state,
+            text_last_hidden_state=text_hidden_states if has_text and not pooled_only else None,
+            vision_last_hidden_state=vision_hidden_states if has_image and not pooled_only else None,
             text_pooler_output=text_pooler_output,
             vision_pooler_output=vision_pooler_output,
         )
@@ -796,17 +945,31 @@ class InterBERTModel(InterBERTPreTrainedModel):
         hidden_states: torch.Tensor,
         mask: torch.LongTensor | None,
         attn_implementation: str,
+        first_only: bool = False,
     ) -> torch.Tensor:
-        """Runs a stack of layers over `(batch, positions, hidden_size)` with a `(batch, positions)` mask."""
+        """
+        Runs a stack of layers over `(batch, positions, hidden_size)` with a `(batch, positions)` mask. With
+        `first_only`, the last layer computes position 0 alone.
+        """
         config = self.config
         if attn_implementation != config._attn_implementation:
             config = copy.copy(config)
             config._attn_implementation = attn_implementation
         if mask is not None:
             mask = mask.expand(hidden_states.shape[:2])
-        mask = create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=mask)
-        for layer in layers:
-            hidden_states = layer(hidden_states, mask, attn_implementation)
+
+        def attention_mask_of(queries):
+            return create_bidirectional_mask(
+                config=config, inputs_embeds=queries, attention_mask=mask, encoder_hidden_states=hidden_states
+            )
+
+        num_full_layers = len(layers) - 1 if first_only else len(layers)
+        attention_mask = attention_mask_of(hidden_states)
+        for layer in layers[:num_full_layers]:
+            hidden_states = layer(hidden_states, attention_mask, attn_implementation)
+        for layer in layers[num_full_layers:]:
+            attention_mask = attention_mask_of(hidden_states[:, :1])
+            hidden_states = layer(hidden_states, attention_mask, attn_implementation, num_queries=1)
         return hidden_states
 
 
@@ -996,6 +1159,7 @@ class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_boxes: torch.FloatTensor | None = None,
         region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         itm_labels: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
@@ -1019,11 +1183,12 @@ class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
             kinds of labels are given.
         """
         text = input_ids if input_ids is not None else inputs_embeds
-        if text is None or region_features is None:
+        regions = region_features if region_features is not None else region_embeds
+        if text is None or regions is None:
             raise ValueError("Image retrieval needs a text and `region_features`, but one of them is None.")
         if labels is not None and itm_labels is not None:
             raise ValueError("Give either `labels` (of choices) or `itm_labels` (of pairs), not both.")
-        has_choices = region_features.dim() == 4
+        has_choices = regions.dim() == 4
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -1033,20 +1198,25 @@ class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
             "region_features": region_features,
             "region_boxes": region_boxes,
             "region_attention_mask": region_attention_mask,
+            "region_embeds": region_embeds,
         }
         if has_choices:
-            if text.shape[:2] != region_features.shape[:2]:
+            if text.shape[:2] != regions.shape[:2]:
                 raise ValueError(
                     "Text and regions must have the same (batch, choices), got "
-                    f"{tuple(text.shape[:2])} and {tuple(region_features.shape[:2])}."
+                    f"{tuple(text.shape[:2])} and {tuple(regions.shape[:2])}."
                 )
             inputs = {name: flatten_choices(tensor) for name, tensor in inputs.items()}
         outputs = self.interbert(
-            **inputs, output_attentions=output_attentions, output_hidden_states=output_hidden_states, return_dict=True
+            **inputs,
+            pooled_only=True,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         itm_logits = self.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output)
         if has_choices:
-            itm_logits = itm_logits.view(*region_features.shape[:2], 2)
+            itm_logits = itm_logits.view(*regions.shape[:2], 2)
 
         loss = None
         if labels is not None:
@@ -1121,6 +1291,7 @@ class InterBERTForVQA(InterBERTPreTrainedModel):
             region_features=region_features,
             region_boxes=region_boxes,
             region_attention_mask=region_attention_mask,
+            pooled_only=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -1183,21 +1354,22 @@ class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
         def share(tensor):
             return None if tensor is None else tensor.repeat_interleave(num_choices, dim=0)
 
+        region_embeds = self.interbert.embed_regions(region_features, region_boxes, region_attention_mask)
         outputs = self.interbert(
             input_ids=flatten_choices(input_ids),
             attention_mask=flatten_choices(attention_mask),
             token_type_ids=flatten_choices(token_type_ids),
             position_ids=flatten_choices(position_ids),
             inputs_embeds=flatten_choices(inputs_embeds),
-            region_features=share(region_features),
-            region_boxes=share(region_boxes),
             region_attention_mask=share(region_attention_mask),
+            region_embeds=share(region_embeds),
+            pooled_only=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
         logits = self.choice_head(self.fusion(outputs.text_pooler_output, outputs.vision_pooler_output))
-        logits = logits.view(-1, num_choices)
+        logits = logits.view(text.shape[0], num_choices)
         loss = None
         if labels is not None:
             check_shape("labels", labels, logits.shape[:1])
@@ -1243,6 +1415,7 @@ class InterBERTForSequenceClassification(InterBERTPreTrainedModel):
             token_type_ids=token_type_ids,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
+            pooled_only=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,

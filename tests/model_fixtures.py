@@ -3,9 +3,27 @@
 import torch
 
 from configuration_interbert import InterBERTConfig
+from modeling_interbert import (
+    InterBERTForImageRetrieval,
+    InterBERTForMultipleChoice,
+    InterBERTForPreTraining,
+    InterBERTForSequenceClassification,
+    InterBERTForVQA,
+    InterBERTModel,
+)
+
+MODEL_CLASSES = [
+    InterBERTModel,
+    InterBERTForPreTraining,
+    InterBERTForImageRetrieval,
+    InterBERTForVQA,
+    InterBERTForMultipleChoice,
+    InterBERTForSequenceClassification,
+]
 
 NUM_TOKENS = (7, 5, 3)
 NUM_REGIONS = (5, 2, 4)
+NUM_LABELS = 4
 
 # The numbers of layers differ, so that no module can stand in for another; so do the widths.
 TINY = {
@@ -49,6 +67,12 @@ def tiny_model(model_class, attn_implementation: str = "sdpa", **overrides):
     model = perturb(model_class(tiny_config(**overrides))).eval()
     model.set_attn_implementation(attn_implementation)
     return model
+
+
+def task_model(model_class, attn_implementation: str = "sdpa", **overrides):
+    """A perturbed model in evaluation mode, the same every time, with classes to tell apart."""
+    torch.manual_seed(1)
+    return tiny_model(model_class, attn_implementation, **{"num_labels": NUM_LABELS} | overrides)
 
 
 def prefix_mask(lengths: tuple[int, ...]) -> torch.Tensor:
@@ -95,6 +119,33 @@ def tiny_labels() -> dict[str, torch.Tensor]:
         "region_target_mask": region_target_mask,
         "itm_labels": torch.tensor([0, 1, 1]),
     }
+
+
+def example_inputs(model_class) -> dict[str, torch.Tensor]:
+    """What a class takes: three pairs, three texts, or three images with two texts each."""
+    if model_class is InterBERTForSequenceClassification:
+        return tiny_text()
+    if model_class is InterBERTForMultipleChoice:
+        return {
+            name: torch.stack([value, value.flip(0)], dim=1) for name, value in tiny_text().items()
+        } | tiny_regions()
+    return tiny_inputs()
+
+
+def example_labels(model_class) -> dict[str, torch.Tensor]:
+    """Labels of `example_inputs`; none for the encoder."""
+    if model_class is InterBERTModel:
+        return {}
+    if model_class is InterBERTForPreTraining:
+        return tiny_labels()
+    if model_class is InterBERTForImageRetrieval:
+        return {"itm_labels": torch.tensor([0, 1, 1])}
+    if model_class is InterBERTForVQA:
+        scores = torch.rand(3, NUM_LABELS, generator=torch.Generator().manual_seed(4))
+        return {"labels": (scores > 0.5).float()}
+    if model_class is InterBERTForMultipleChoice:
+        return {"labels": torch.tensor([0, 1, 0])}
+    return {"labels": torch.tensor([3, 0, 2])}
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from model_fixtures import NO_DROPOUT, assert_close, tiny_inputs, tiny_model, tiny_regions, tiny_text
+from model_fixtures import assert_close, task_model, tiny_inputs, tiny_regions, tiny_text
 
 from modeling_interbert import (
     InterBERTForImageRetrieval,
@@ -12,15 +12,7 @@ from modeling_interbert import (
     InterBERTForPreTraining,
     InterBERTForSequenceClassification,
     InterBERTForVQA,
-    InterBERTModel,
 )
-
-NUM_LABELS = 4
-
-
-def task_model(model_class, **overrides):
-    torch.manual_seed(1)
-    return tiny_model(model_class, num_labels=NUM_LABELS, **overrides)
 
 
 def rows(inputs: dict[str, torch.Tensor], chosen) -> dict[str, torch.Tensor]:
@@ -65,6 +57,24 @@ def test_one_goes_with_many(one, with_masks, attn_implementation):
     assert_close(outputs.itm_logits, expected.itm_logits)
     assert outputs.match_scores.shape == (3,)
     assert embedded == ([3, 3] if one == "text" else [1, 3])  # the one image is embedded once
+
+
+def test_images_that_meet_many_texts_are_embedded_once():
+    """All texts with all images, from images that were embedded beforehand."""
+    model = task_model(InterBERTForImageRetrieval)
+    text, regions = tiny_text(), tiny_regions()
+    embedded = {
+        "region_embeds": model.interbert.embed_regions(**regions),
+        "region_attention_mask": regions["region_attention_mask"],
+    }
+    model.interbert.embeddings.image.register_forward_hook(lambda *_: pytest.fail("embedded again"))
+    for chosen in range(3):
+        one = rows(text, slice(chosen, chosen + 1))
+        scores = model(**one, **embedded).itm_logits
+        assert_close(scores, model(**rows(text, [chosen] * 3), **embedded).itm_logits)
+        assert_close(model(**one, **rows(embedded, slice(1, 2))).itm_logits, scores[1:2])
+    model.interbert.embeddings.image._forward_hooks.clear()
+    assert_close(scores, model(**one, **regions).itm_logits)
 
 
 def choices(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -127,6 +137,14 @@ def test_choices_of_texts_share_the_regions():
     assert_close(outputs.loss, -outputs.logits.log_softmax(dim=1)[range(3), labels].mean())
 
 
+def test_the_regions_that_choices_share_are_embedded_once():
+    model = task_model(InterBERTForMultipleChoice)
+    embedded = []
+    model.interbert.embeddings.image.register_forward_hook(lambda module, args, output: embedded.append(len(output)))
+    model(**{name: torch.stack([value, value.flip(0)], dim=1) for name, value in tiny_text().items()}, **tiny_regions())
+    assert embedded == [3]
+
+
 # Text classification
 
 
@@ -140,95 +158,14 @@ def test_text_classification_reads_the_text_alone():
 
 
 def test_regression():
-    model = tiny_model(InterBERTForSequenceClassification, num_labels=1)
+    model = task_model(InterBERTForSequenceClassification, num_labels=1)
     labels = torch.tensor([0.5, 4.0, -1.0])
     outputs = model(**tiny_text(), labels=labels)
     assert model.config.problem_type == "regression"
     assert_close(outputs.loss, ((outputs.logits[:, 0] - labels) ** 2).mean())
 
 
-# All of them
-
-
-def example(model_class) -> dict[str, torch.Tensor]:
-    """Inputs and labels of a class."""
-    inputs = tiny_inputs()
-    if model_class is InterBERTForImageRetrieval:
-        return inputs | {"itm_labels": torch.tensor([0, 1, 1])}
-    if model_class is InterBERTForVQA:
-        return inputs | {
-            "labels": (torch.rand(3, NUM_LABELS, generator=torch.Generator().manual_seed(0)) > 0.5).float()
-        }
-    if model_class is InterBERTForMultipleChoice:
-        text = {name: torch.stack([value, value.flip(0)], dim=1) for name, value in tiny_text().items()}
-        return text | tiny_regions() | {"labels": torch.tensor([0, 1, 0])}
-    return tiny_text() | {"labels": torch.tensor([3, 0, 2])}
-
-
-TASK_CLASSES = [
-    InterBERTForImageRetrieval,
-    InterBERTForVQA,
-    InterBERTForMultipleChoice,
-    InterBERTForSequenceClassification,
-]
-
-
-@pytest.mark.parametrize("model_class", TASK_CLASSES)
-def test_save_and_load(model_class, tmp_path):
-    model = task_model(model_class)
-    model.save_pretrained(tmp_path)
-    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value), name
-    assert_close(loaded(**example(model_class)).loss, model(**example(model_class)).loss)
-
-
-@pytest.mark.parametrize("model_class", TASK_CLASSES)
-def test_any_checkpoint_opens_with_a_new_head(model_class, tmp_path):
-    base = task_model(InterBERTModel)
-    base.save_pretrained(tmp_path)
-    model, info = model_class.from_pretrained(tmp_path, output_loading_info=True, num_labels=NUM_LABELS)
-    heads = {name for name in model.state_dict() if not name.startswith("interbert.")}
-    assert set(info["missing_keys"]) == heads
-    for name, value in base.state_dict().items():
-        assert torch.equal(model.state_dict()[f"interbert.{name}"], value), name
-
-
-@pytest.mark.parametrize("model_class", TASK_CLASSES)
-def test_training_reduces_the_loss(model_class):
-    model = task_model(model_class, **NO_DROPOUT).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(12):
-        loss = model(**example(model_class)).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.8 * losses[0]
-    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    image_parts = ("interbert.embeddings.image.", "interbert.vision_")
-    assert all(name.startswith(image_parts) for name in unused)
-    assert bool(unused) == (model_class is InterBERTForSequenceClassification)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("model_class", TASK_CLASSES)
-def test_half_precision(model_class, dtype):
-    model = task_model(model_class).to(dtype)
-    with torch.no_grad():
-        outputs = model(**example(model_class))
-    assert torch.isfinite(outputs.loss) and outputs[1].dtype == dtype
-
-
-@pytest.mark.parametrize("model_class", TASK_CLASSES)
-def test_recorded_outputs(model_class):
-    outputs = task_model(model_class)(**example(model_class), output_attentions=True, output_hidden_states=True)
-    assert len(outputs.interaction_hidden_states) == 3 and len(outputs.text_attentions) == 3
-    assert len(outputs.image_attentions) == (0 if model_class is InterBERTForSequenceClassification else 1)
-    as_tuple = task_model(model_class)(**example(model_class), return_dict=False)
-    assert_close(as_tuple[0], outputs.loss)
+# Inputs that cannot be
 
 
 BAD_INPUTS = [
@@ -257,6 +194,21 @@ BAD_INPUTS = [
         InterBERTForImageRetrieval,
         tiny_inputs() | {"itm_labels": torch.zeros(2, dtype=torch.long)},
         "`itm_labels` must have shape (3,), got (2,).",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        tiny_inputs() | {"region_embeds": torch.zeros(3, 6, 16)},
+        "Give either `region_features` and `region_boxes` or `region_embeds`, not both.",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        tiny_text() | {"region_embeds": torch.zeros(3, 6, 8)},
+        "`region_embeds` must have shape (batch, regions + 1, hidden_size=16), got (3, 6, 8).",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        tiny_text() | {"region_embeds": torch.zeros(3, 6, 16), "region_attention_mask": torch.ones(3, 6)},
+        "`region_attention_mask` must have shape (3, 5), got (3, 6).",
     ),
     (InterBERTForVQA, tiny_regions(), "needs a text and `region_features`"),
     (InterBERTForVQA, tiny_inputs() | {"labels": torch.zeros(3, 5)}, "`labels` must have shape (3, 4), got (3, 5)."),

@@ -475,7 +475,7 @@ def test_a_few_steps_reduce_every_loss():
     assert (losses[-1] < 0.5 * losses[0]).all()
 
 
-# --- Attention implementations, recorded outputs, checkpointing, precision ---
+# --- Attention implementations, recorded outputs, precision ---
 
 
 @pytest.mark.parametrize("modalities", ["text", "regions", "both"])
@@ -601,28 +601,6 @@ def test_tuple_outputs(model_class, in_config):
 
 
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
-def test_gradient_checkpointing_changes_no_gradient(attn_implementation):
-    model = tiny_model(InterBERTForPreTraining, attn_implementation, **NO_DROPOUT).train()
-    layers = [*model.interbert.interaction_layers, *model.interbert.text_layers, *model.interbert.vision_layers]
-    passes = [recorded_input(layer.intermediate) for layer in layers]
-    results = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        loss = model(**tiny_inputs(), **tiny_labels()).loss
-        loss.backward()
-        results.append((loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}))
-        model.zero_grad()
-    # One pass without checkpointing; with it, each layer runs again on the way back.
-    assert [len(given) for given in passes] == [3] * len(layers)
-    (loss, gradients), (checkpointed_loss, checkpointed_gradients) = results
-    assert_close(checkpointed_loss, loss)
-    for name, gradient in gradients.items():
-        assert gradient is not None, name
-        assert_close(checkpointed_gradients[name], gradient)
-
-
-@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.06), (torch.float16, 0.01)])
 @torch.no_grad()
 def test_half_precision(dtype, tolerance, attn_implementation):
@@ -635,6 +613,78 @@ def test_half_precision(dtype, tolerance, attn_implementation):
         assert outputs[name].dtype == torch.float32
         assert outputs[name].item() == pytest.approx(expected[name].item(), rel=tolerance)
     assert all(torch.isfinite(outputs[name]).all() for name in ("mlm_logits", "region_logits", "itm_logits"))
+
+
+# --- A part of the outputs, or of the inputs ---
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("modalities", ["text", "regions", "both"])
+@pytest.mark.parametrize("layers", [{}, {"num_text_layers": 0}, {"num_vision_layers": 2}])
+@torch.no_grad()
+def test_pooled_outputs_alone(layers, modalities, attn_implementation):
+    model = tiny_model(InterBERTModel, attn_implementation, **layers)
+    expected = model(**inputs_of(modalities), output_hidden_states=True)
+    outputs = model(**inputs_of(modalities), pooled_only=True)
+    assert list(outputs) == [name for name in expected if name.endswith("pooler_output")]
+    for name, output in outputs.items():
+        assert_close(output, expected[name])
+    # Recorded states are those of all positions.
+    recorded = model(**inputs_of(modalities), pooled_only=True, output_hidden_states=True)
+    assert list(recorded) == [name for name in expected if not name.endswith("last_hidden_state")]
+    assert recorded_shapes(recorded) == recorded_shapes(expected)
+
+
+def test_pooled_outputs_alone_have_the_same_gradients():
+    model = tiny_model(InterBERTModel, **NO_DROPOUT).train()
+    gradients = []
+    for pooled_only in (False, True):
+        outputs = model(**tiny_inputs(), pooled_only=pooled_only)
+        (outputs.text_pooler_output * outputs.vision_pooler_output).sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        model.zero_grad()
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient)
+
+
+@torch.no_grad()
+def test_embedded_regions_stand_for_regions():
+    model = tiny_model(InterBERTModel)
+    inputs = tiny_inputs()
+    expected = model(**inputs)
+    region_embeds = model.embed_regions(**tiny_regions())
+    assert region_embeds.shape == (3, 6, 16)
+    outputs = model(**tiny_text(), region_embeds=region_embeds, region_attention_mask=inputs["region_attention_mask"])
+    for name in OUTPUTS:
+        assert_close(outputs[name], expected[name])
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+@torch.no_grad()
+def test_features_of_one_modality(modality):
+    model = tiny_model(InterBERTModel)
+    if modality == "text":
+        inputs, get_features, prefix = tiny_text(), model.get_text_features, "text"
+    else:
+        inputs, get_features, prefix = tiny_regions(), model.get_image_features, "vision"
+    expected = model(**inputs, output_hidden_states=True, output_attentions=True)
+    features = get_features(**inputs)
+    assert list(features) == ["last_hidden_state", "pooler_output"]
+    assert_close(features.last_hidden_state, expected[f"{prefix}_last_hidden_state"])
+    assert_close(features.pooler_output, expected[f"{prefix}_pooler_output"])
+    assert torch.equal(get_features(**inputs, return_dict=False)[1], features.pooler_output)
+
+    features = get_features(**inputs, output_hidden_states=True, output_attentions=True)
+    hidden_states = expected.interaction_hidden_states + expected[f"{modality}_hidden_states"]
+    attentions = expected.interaction_attentions + expected[f"{modality}_attentions"]
+    for recorded, expected_states in ((features.hidden_states, hidden_states), (features.attentions, attentions)):
+        for state, expected_state in zip(recorded, expected_states, strict=True):
+            assert_close(state, expected_state)
+    if modality == "image":
+        embedded = model.embed_regions(**inputs)
+        mask = inputs["region_attention_mask"]
+        features = model.get_image_features(region_embeds=embedded, region_attention_mask=mask)
+        assert_close(features.pooler_output, expected.vision_pooler_output)
 
 
 # --- Saving, loading, tied weights ---
