@@ -148,5 +148,12 @@ def example_labels(model_class) -> dict[str, torch.Tensor]:
     return {"labels": torch.tensor([3, 0, 2])}
 
 
+def scalar(outputs) -> torch.Tensor:
+    """The loss, or for the encoder, which has none, a number that every output has a part in."""
+    if "loss" in outputs:
+        return outputs.loss
+    return sum(output.square().mean() for output in outputs.values())
+
+
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)

@@ -11,6 +11,7 @@ from model_fixtures import (
     assert_close,
     example_inputs,
     example_labels,
+    scalar,
     task_model,
     tiny_config,
 )
@@ -29,13 +30,6 @@ attention = pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
 
 def forward(model):
     return model(**example_inputs(type(model)), **example_labels(type(model)))
-
-
-def scalar(outputs) -> torch.Tensor:
-    """The loss, or for the encoder, which has none, a number that every output has a part in."""
-    if "loss" in outputs:
-        return outputs.loss
-    return sum(output.square().mean() for output in outputs.values())
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

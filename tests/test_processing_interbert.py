@@ -5,12 +5,15 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from model_fixtures import assert_close, tiny_model
 from transformers import AutoTokenizer, BertTokenizer
 
+from modeling_interbert import InterBERTModel
 from processing.processing_interbert import InterBERTProcessor, pad_regions
 
 PROCESSOR_FILE = Path(__file__).resolve().parent.parent / "processing" / "processing_interbert.py"
@@ -323,6 +326,87 @@ def test_decoding(processor):
     ids = processor(text=["a dog runs", "the cat"])["input_ids"]
     assert processor.batch_decode(ids, skip_special_tokens=True) == ["a dog runs", "the cat"]
     assert processor.decode(ids[1]) == "[CLS] the cat [SEP] [PAD] [PAD]"
+
+
+# Attention
+
+# Joint attention in per cent of two pairs, "dogs" on the image of one region, and "a" on the image of two. Positions:
+# the whole image, two regions, four tokens. The rows of padding hold what no result may contain.
+JUNK = [100] * 7
+JOINT_ATTENTION = [
+    [
+        [10, 20, 0, 30, 5, 15, 20],  # whole image
+        [40, 10, 0, 10, 10, 20, 10],  # region
+        JUNK,
+        [20, 20, 0, 20, 10, 10, 20],  # [CLS]
+        [10, 50, 0, 0, 10, 20, 10],  # dog
+        [30, 10, 0, 20, 20, 0, 20],  # ##s
+        [0, 0, 0, 50, 25, 25, 0],  # [SEP]
+    ],
+    [
+        [0, 0, 0, 0, 100, 0, 0],  # whole image
+        [0, 0, 100, 0, 0, 0, 0],  # region 1
+        [0, 0, 0, 100, 0, 0, 0],  # region 2
+        [100, 0, 0, 0, 0, 0, 0],  # [CLS]
+        [0, 25, 0, 0, 0, 75, 0],  # a
+        [0, 0, 0, 0, 0, 100, 0],  # [SEP]
+        JUNK,
+    ],
+]
+# "dogs" receives the sum of "dog" and "##s", and pays their mean: (10 + 30) / 2, (50 + 10) / 2 to the image positions,
+# and (0 + 20) / 2, (10 + 20 + 20 + 0) / 2, (10 + 20) / 2 to the words.
+MERGED_ATTENTION = [
+    {
+        "image_to_image": [[10, 20], [40, 10]],
+        "image_to_text": [[30, 20, 20], [10, 30, 10]],
+        "text_to_image": [[20, 20], [20, 30], [0, 0]],
+        "text_to_text": [[20, 20, 20], [10, 25, 15], [50, 50, 0]],
+    },
+    {
+        "image_to_image": [[0, 0, 0], [0, 0, 100], [0, 0, 0]],
+        "image_to_text": [[0, 100, 0], [0, 0, 0], [100, 0, 0]],
+        "text_to_image": [[100, 0, 0], [0, 25, 0], [0, 0, 0]],
+        "text_to_text": [[0, 0, 0], [0, 0, 75], [0, 0, 100]],
+    },
+]
+
+
+def recorded(attention, module="interaction"):
+    """What a model returns: `attention` in per cent, of the shape (batch, positions, positions), as one layer of one
+    head; or of the shape (layers, batch, heads, positions, positions)."""
+    attention = torch.tensor(attention) / 100
+    layers = attention[None, :, None] if attention.dim() == 3 else attention
+    return SimpleNamespace(**{f"{module}_attentions": tuple(layers)})
+
+
+def assert_attention(result, expected):
+    assert {name for name in result if "_to_" in name} == set(expected)
+    for name, shares in expected.items():
+        assert_close(result[name], torch.tensor(shares) / 100, tolerance=1e-6)
+
+
+def dogs_and_a(processor):
+    return processor(text=["dogs", "a"], regions=[one_region(), two_regions()], return_tensors="pt")
+
+
+@pytest.fixture
+def dog_processor(tmp_path):
+    """Its vocabulary lacks the word "dogs"."""
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return InterBERTProcessor(BertTokenizer.from_pretrained(tmp_path), region_feature_size=3)
+
+
+def test_attention_is_mapped_to_words_and_boxes(processor):
+    inputs = dogs_and_a(processor)
+    assert inputs["input_ids"].tolist() == [[2, 6, 9, 3], [2, 5, 3, 0]]  # [CLS] dog ##s [SEP], [CLS] a [SEP] [PAD]
+    first, second = processor.post_process_attention(recorded(JOINT_ATTENTION), inputs)
+    assert first["words"] == ["[CLS]", "dogs", "[SEP]"]
+    assert second["words"] == ["[CLS]", "a", "[SEP]"]
+    assert_close(first["boxes"], torch.tensor([[0, 0, 1, 1], [0.1, 0.1, 0.5, 0.5]]))
+    assert_close(second["boxes"], torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0.1, 0.5, 0.5, 0.75]]))
+    assert_attention(first, MERGED_ATTENTION[0])
+    assert_attention(second, MERGED_ATTENTION[1])
+    assert first["text_to_image"].dtype == first["boxes"].dtype == torch.float32
 
 
 # Saving and loading
