@@ -18,6 +18,9 @@ BOX_TOLERANCE = 1.0
 
 REGION_KEYS = ("features", "boxes", "width", "height")
 
+# Whose positions each module of the model attends over, in their order.
+MODULE_MODALITIES = {"interaction": ("image", "text"), "text": ("text",), "image": ("image",)}
+
 
 def _label(index: int, item: Mapping[str, Any]) -> str:
     image_id = item.get("image_id")
@@ -191,6 +194,89 @@ def _to_texts(value: str | Sequence[str], name: str) -> list[str]:
     return list(texts)
 
 
+def _select_attention(
+    attentions: Sequence[torch.Tensor], module: str, layer: int | None, head: int | None
+) -> torch.Tensor:
+    """One layer or the mean over all of them, one head or the mean: float32 `(batch, positions, positions)`."""
+    for name, index, count in (("layer", layer, len(attentions)), ("head", head, attentions[0].shape[1])):
+        if index is not None and not -count <= index < count:
+            raise ValueError(
+                f"`{name}`: expected None or an index from {-count} to {count - 1} of the {module} module, got {index}."
+            )
+    attention = torch.stack(tuple(attentions)).float().mean(dim=0) if layer is None else attentions[layer].float()
+    return attention.mean(dim=1) if head is None else attention[:, head]
+
+
+def _read_with_mask(
+    inputs: Mapping[str, Any], name: str, mask_name: str, num_dimensions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An input of the model, and its mask over the first two dimensions; without one, nothing is padding."""
+    tensor = torch.as_tensor(inputs[name])
+    mask = torch.as_tensor(inputs.get(mask_name, torch.ones(tensor.shape[:2])))
+    if tensor.dim() != num_dimensions or mask.shape != tensor.shape[:2]:
+        raise ValueError(
+            f"`{name}` and `{mask_name}`: expected {num_dimensions} dimensions, and the first two of them for the "
+            f"mask, got the shapes {tuple(tensor.shape)} and {tuple(mask.shape)}."
+        )
+    return tensor, mask
+
+
+def _merge_word_pieces(tokens: Sequence[str], special_tokens: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The words that WordPiece tokens make, and for each token the index of its word. Special tokens stay alone."""
+    words, word_indices, after_special_token = [], [], True
+    for token in tokens:
+        if token.startswith("##") and not after_special_token:
+            words[-1] += token.removeprefix("##")
+        else:
+            words.append(token)
+        word_indices.append(len(words) - 1)
+        after_special_token = token in special_tokens
+    return words, word_indices
+
+
+def _read_words(
+    tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[list[str], torch.Tensor]:
+    """The words of one text, and the positions of each: `(words, sequence_length)`, 1 = is a piece of the word."""
+    positions = attention_mask.nonzero()[:, 0].tolist()
+    tokens = tokenizer.convert_ids_to_tokens(input_ids[positions].tolist())
+    words, word_indices = _merge_word_pieces(tokens, tokenizer.all_special_tokens)
+    membership = torch.zeros(len(words), len(input_ids))
+    membership[word_indices, positions] = 1
+    return words, membership
+
+
+def _read_boxes(region_boxes: torch.Tensor, region_attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The boxes of one image, the whole image first, and the position of each: `(regions + 1, num_regions + 1)`."""
+    boxes = torch.cat([region_boxes.new_tensor([[0, 0, 1, 1]]), region_boxes]).float()
+    is_box = torch.nn.functional.pad(region_attention_mask, (1, 0), value=1).bool()
+    return boxes[is_box], torch.eye(len(boxes))[is_box.cpu()]
+
+
+def _merge_positions(attention: torch.Tensor, memberships: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Attention among words and boxes: they receive the sum of what their positions receive, and pay the mean of what
+    these pay, so that rows which sum to 1 still do.
+
+    Args:
+        attention (`torch.Tensor` of shape `(positions, positions)`): From row to column.
+        memberships (`dict[str, torch.Tensor]`):
+            For each modality, in the order of its positions, which of them make a word or a box: `(words, its
+            positions)`, 1 = belongs to it, 0 = does not. Padding belongs to none.
+
+    Returns:
+        `dict[str, torch.Tensor]`: from each modality to each, such as `text_to_image` of shape `(words, boxes)`.
+    """
+    membership = torch.block_diag(*memberships.values()).to(attention.device)
+    merged = membership @ attention @ membership.T / membership.sum(dim=1, keepdim=True)
+    sizes = [len(membership) for membership in memberships.values()]
+    return {
+        f"{source}_to_{target}": block
+        for source, rows in zip(memberships, merged.split(sizes), strict=True)
+        for target, block in zip(memberships, rows.split(sizes, dim=1), strict=True)
+    }
+
+
 class InterBERTProcessor(ProcessorMixin):
     r"""
     Prepares texts and detected regions for InterBERT: a BERT WordPiece tokenizer for the text, padding and box
@@ -322,6 +408,119 @@ class InterBERTProcessor(ProcessorMixin):
                 )
             data.update(pad_regions(items, self.region_feature_size, self.max_regions))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    @torch.no_grad()
+    def post_process_attention(
+        self,
+        outputs: Any,
+        inputs: Mapping[str, Any],
+        module: str = "interaction",
+        layer: int | None = -1,
+        head: int | None = None,
+        target_sizes: torch.Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Maps the attention of one module back to the words and the boxes of each (text, image) pair.
+
+        Pieces of one word are merged: the attention that a word receives is the sum over its pieces, the attention that
+        it pays is their mean. So a row, over all positions of the module, still sums to 1.
+
+        Args:
+            outputs ([`ModelOutput`]):
+                What any InterBERT model in evaluation mode returned for `inputs` with `output_attentions=True`.
+            inputs (`Mapping[str, Any]`):
+                What the processor returned. Text or regions may be missing; a batch of 1 on either side goes with every
+                item of the other. Read are:
+
+                - `input_ids`: int64 of shape `(batch_size, sequence_length)`.
+                - `attention_mask` (optional): int64 of that shape, 1 = token, 0 = padding. By default all are tokens.
+                - `region_boxes`: float of shape `(batch_size, num_regions, 4)`, `x1, y1, x2, y2` in [0, 1].
+                - `region_attention_mask` (optional): int64 of shape `(batch_size, num_regions)`, 1 = real region, 0 =
+                  padding. By default all are real.
+            module (`str`, *optional*, defaults to `"interaction"`):
+                `"interaction"` (among all regions and words), `"text"` or `"image"` (the stream of one modality).
+            layer (`int` or `None`, *optional*, defaults to -1):
+                Index of the module's layer; `None` for the mean over its layers.
+            head (`int` or `None`, *optional*):
+                Index of the attention head; `None` for the mean over the heads.
+            target_sizes (`torch.Tensor` or `Sequence[tuple[int, int]]`, *optional*):
+                Height and width of each image in pixels, shape `(batch_size, 2)`; one image beside many texts needs
+                only one. By default boxes are shares of width and height.
+
+        Returns:
+            `list[dict]`, one for each pair, without padding:
+
+            - `words` (with text): `list[str]`. Special tokens such as `[CLS]` are words of their own.
+            - `boxes` (with regions): float32 of shape `(num_regions + 1, 4)`, `x1, y1, x2, y2` in pixels or in [0, 1].
+              The first is the whole image, which the model puts before the regions.
+            - `text_to_text`, `text_to_image`, `image_to_text`, `image_to_image` (as far as the module has them):
+              float32 of shape `(from, to)` in the order of `words` and `boxes`: the share of its attention that the
+              row's word or region pays to the column's.
+
+        Raises:
+            `ValueError`: if the module is unknown or its attentions are not recorded; if the layer or the head is out
+            of range; if the shapes of `outputs` and `inputs` do not fit; if `target_sizes` has another shape.
+
+        Example:
+
+        ```python
+        >>> outputs = model(**inputs, output_attentions=True)
+        >>> attention = processor.post_process_attention(outputs, inputs, target_sizes=[(480, 640)])[0]
+        >>> dogs = attention["text_to_image"][attention["words"].index("dogs")]
+        >>> box = attention["boxes"][dogs.argmax()]
+        ```
+        """
+        if module not in MODULE_MODALITIES:
+            raise ValueError(f"`module`: expected one of {tuple(MODULE_MODALITIES)}, got {module!r}.")
+        attentions = getattr(outputs, f"{module}_attentions", None)
+        if not attentions:
+            raise ValueError(
+                f"`outputs`: expected `{module}_attentions` of at least one layer, recorded with "
+                f"`output_attentions=True`, got {attentions}."
+            )
+        attention = _select_attention(attentions, module, layer, head)
+
+        texts, images, num_positions = [], [], {"text": 0, "image": 0}
+        if "input_ids" in inputs:
+            input_ids, mask = _read_with_mask(inputs, "input_ids", "attention_mask", num_dimensions=2)
+            texts = [_read_words(self.tokenizer, *text) for text in zip(input_ids, mask, strict=True)]
+            num_positions["text"] = input_ids.shape[1]
+        if "region_boxes" in inputs:
+            region_boxes, mask = _read_with_mask(inputs, "region_boxes", "region_attention_mask", num_dimensions=3)
+            images = [_read_boxes(*image) for image in zip(region_boxes, mask, strict=True)]
+            num_positions["image"] = region_boxes.shape[1] + 1
+
+        batch_size = max(len(texts), len(images))
+        expected_positions = sum(num_positions[modality] for modality in MODULE_MODALITIES[module])
+        expected_shape = (batch_size, expected_positions, expected_positions)
+        if attention.shape != expected_shape or not {len(texts), len(images)} <= {0, 1, batch_size}:
+            raise ValueError(
+                f"`outputs` and `inputs` do not fit: expected `{module}_attentions` of shape ({batch_size}, heads, "
+                f"{expected_positions}, {expected_positions}) for {len(texts)} texts of {num_positions['text']} tokens "
+                f"and {len(images)} images of {num_positions['image']} positions, got {tuple(attentions[0].shape)}."
+            )
+        if target_sizes is not None:
+            target_sizes = torch.as_tensor(target_sizes)
+            if target_sizes.shape not in ((batch_size, 2), (len(images), 2)):
+                raise ValueError(
+                    f"`target_sizes`: expected one (height, width) for each image, shape ({batch_size}, 2), got shape "
+                    f"{tuple(target_sizes.shape)}."
+                )
+
+        results = []
+        for index in range(batch_size):
+            # Of a side with a single item, index % 1 is that item.
+            result, memberships = {}, {}
+            if texts:
+                result["words"], memberships["text"] = texts[index % len(texts)]
+            if images:
+                result["boxes"], memberships["image"] = images[index % len(images)]
+                if target_sizes is not None:
+                    height, width = target_sizes[index % len(target_sizes)].tolist()
+                    result["boxes"] = result["boxes"] * result["boxes"].new_tensor([width, height, width, height])
+            memberships = {name: memberships[name] for name in MODULE_MODALITIES[module] if name in memberships}
+            results.append(result | _merge_positions(attention[index], memberships))
+        return results
 
     @property
     def model_input_names(self) -> list[str]:

@@ -389,13 +389,6 @@ def dogs_and_a(processor):
     return processor(text=["dogs", "a"], regions=[one_region(), two_regions()], return_tensors="pt")
 
 
-@pytest.fixture
-def dog_processor(tmp_path):
-    """Its vocabulary lacks the word "dogs"."""
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    return InterBERTProcessor(BertTokenizer.from_pretrained(tmp_path), region_feature_size=3)
-
-
 def test_attention_is_mapped_to_words_and_boxes(processor):
     inputs = dogs_and_a(processor)
     assert inputs["input_ids"].tolist() == [[2, 6, 9, 3], [2, 5, 3, 0]]  # [CLS] dog ##s [SEP], [CLS] a [SEP] [PAD]
@@ -407,6 +400,217 @@ def test_attention_is_mapped_to_words_and_boxes(processor):
     assert_attention(first, MERGED_ATTENTION[0])
     assert_attention(second, MERGED_ATTENTION[1])
     assert first["text_to_image"].dtype == first["boxes"].dtype == torch.float32
+
+
+def test_attention_of_the_streams(processor):
+    """The text stream has the text's positions alone, the vision stream those of the image."""
+    inputs = dogs_and_a(processor)
+    text = [[row[3:] for row in pair[3:]] for pair in JOINT_ATTENTION]
+    image = [[row[:3] for row in pair[:3]] for pair in JOINT_ATTENTION]
+    for name, attention in (("text", text), ("image", image)):
+        results = processor.post_process_attention(recorded(attention, name), inputs, module=name)
+        for result, expected in zip(results, MERGED_ATTENTION, strict=True):
+            assert_attention(result, {f"{name}_to_{name}": expected[f"{name}_to_{name}"]})
+            assert len(result["words"]) == 3
+        assert [len(result["boxes"]) for result in results] == [2, 3]
+
+
+def test_attention_of_one_modality(processor):
+    text = [[row[3:] for row in JOINT_ATTENTION[0][3:]]]
+    (result,) = processor.post_process_attention(recorded(text), processor(text="dogs", return_tensors="pt"))
+    assert result.pop("words") == ["[CLS]", "dogs", "[SEP]"]
+    assert_attention(result, {"text_to_text": MERGED_ATTENTION[0]["text_to_text"]})
+    assert set(result) == {"text_to_text"}
+
+    image = [[row[:3] for row in JOINT_ATTENTION[1][:3]]]
+    (result,) = processor.post_process_attention(recorded(image), processor(regions=two_regions(), return_tensors="pt"))
+    assert result.pop("boxes").shape == (3, 4)
+    assert_attention(result, {"image_to_image": MERGED_ATTENTION[1]["image_to_image"]})
+    assert set(result) == {"image_to_image"}
+
+
+@pytest.mark.parametrize("return_tensors", ["pt", "np", None])
+def test_attention_without_masks(processor, return_tensors):
+    """Then nothing is padding."""
+    inputs = processor(text="dogs", regions=two_regions(), return_tensors=return_tensors)
+    del inputs["attention_mask"], inputs["region_attention_mask"]
+    (result,) = processor.post_process_attention(recorded(JOINT_ATTENTION[1:]), inputs)
+    assert result["words"] == ["[CLS]", "dogs", "[SEP]"]
+    assert_close(result["boxes"], torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0.1, 0.5, 0.5, 0.75]]))
+    # [CLS], then the mean of two rows, then what is padding elsewhere.
+    assert_close(result["text_to_image"], torch.tensor([[1, 0, 0], [0, 0.125, 0], [1, 1, 1]]))
+    assert_close(result["text_to_text"], torch.tensor([[0, 0, 0], [0, 0.875, 0], [1, 2, 1]]))
+
+
+def test_attention_of_one_text_beside_two_images(processor):
+    inputs = processor(text="dogs", return_tensors="pt")
+    inputs.update(processor(regions=[one_region(), two_regions()], return_tensors="pt"))
+    sizes = torch.tensor([[100, 200], [40, 10]])
+    first, second = processor.post_process_attention(recorded(JOINT_ATTENTION), inputs, target_sizes=sizes)
+    assert first["words"] == second["words"] == ["[CLS]", "dogs", "[SEP]"]
+    assert_close(first["boxes"], torch.tensor([[0.0, 0, 200, 100], [20, 10, 100, 50]]))
+    assert_close(second["boxes"], torch.tensor([[0.0, 0, 10, 40], [0, 0, 10, 40], [1, 20, 5, 30]]))
+    assert_attention(first, MERGED_ATTENTION[0])
+    assert_close(second["text_to_image"], torch.tensor([[1, 0, 0], [0, 0.125, 0], [1, 1, 1]]))
+
+
+@pytest.mark.parametrize("target_sizes", [[(40, 10)], [(40, 10), (40, 10)]])
+def test_attention_of_two_texts_beside_one_image(processor, target_sizes):
+    inputs = processor(text=["dogs", "a"], return_tensors="pt")
+    inputs.update(processor(regions=two_regions(), return_tensors="pt"))
+    first, second = processor.post_process_attention(recorded(JOINT_ATTENTION), inputs, target_sizes=target_sizes)
+    for result in (first, second):
+        assert_close(result["boxes"], torch.tensor([[0.0, 0, 10, 40], [0, 0, 10, 40], [1, 20, 5, 30]]))
+    assert (first["words"][1], second["words"][1]) == ("dogs", "a")
+    assert_close(first["text_to_image"], torch.tensor([[0.2, 0.2, 0], [0.2, 0.3, 0], [0, 0, 0]]))
+    assert_attention(second, MERGED_ATTENTION[1])
+
+
+# All attention of layer 0 goes to position 0 in head 0, to 1 in head 1; that of layer 1 to position 2, and to 0.
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"layer": 0, "head": 0}, [100, 0, 0]),
+        ({"layer": 0, "head": 1}, [0, 100, 0]),
+        ({"layer": -2, "head": -1}, [0, 100, 0]),
+        ({"layer": 1, "head": 0}, [0, 0, 100]),
+        ({"layer": 1}, [50, 0, 50]),
+        ({"head": 0}, [0, 0, 100]),
+        ({}, [50, 0, 50]),
+        ({"layer": None, "head": 0}, [50, 0, 50]),
+        ({"layer": None, "head": 1}, [50, 50, 0]),
+        ({"layer": None}, [50, 25, 25]),
+    ],
+)
+def test_layers_and_heads(processor, arguments, expected):
+    to_0, to_1, to_2 = [[100, 0, 0]] * 3, [[0, 100, 0]] * 3, [[0, 0, 100]] * 3
+    outputs = recorded([[[to_0, to_1]], [[to_2, to_0]]], "text")
+    inputs = processor(text="a", return_tensors="pt")
+    (result,) = processor.post_process_attention(outputs, inputs, module="text", **arguments)
+    assert_attention(result, {"text_to_text": [expected] * 3})
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "words"),
+    [
+        ([2, 8, 9, 9, 6, 9, 3], ["[CLS]", "runss", "dogs", "[SEP]"]),
+        ([2, 4, 9, 3], ["[CLS]", "[MASK]", "##s", "[SEP]"]),
+        ([2, 1, 9, 9, 1, 3], ["[CLS]", "[UNK]", "##ss", "[UNK]", "[SEP]"]),
+        ([9, 5], ["##s", "a"]),
+    ],
+)
+def test_special_tokens_stay_words_of_their_own(processor, input_ids, words):
+    uniform = torch.full((1, len(input_ids), len(input_ids)), 100 / len(input_ids)).tolist()
+    inputs = {"input_ids": torch.tensor([input_ids])}
+    (result,) = processor.post_process_attention(recorded(uniform, "text"), inputs, module="text")
+    assert result["words"] == words
+    assert_close(result["text_to_text"].sum(dim=1), torch.ones(len(words)))
+
+
+@pytest.mark.parametrize("module", ["interaction", "text", "image"])
+def test_attention_of_a_model(processor, module):
+    """Rows sum to 1 without padding, so what was left out is padding; and a pair alone has the same attention."""
+    model = tiny_model(InterBERTModel, region_feature_size=3)
+    texts, regions = ["a dog runs on the mat", "cat runs"], [one_region(), two_regions()]
+    inputs = processor(text=texts, regions=regions, return_tensors="pt")
+    outputs = model(**inputs, output_attentions=True)
+    results = processor.post_process_attention(outputs, inputs, module=module, layer=None)
+    for result, text, item in zip(results, texts, regions, strict=True):
+        assert result["words"] == ["[CLS]", *text.split(), "[SEP]"]
+        for source in ("text", "image") if module == "interaction" else (module,):
+            blocks = [block for name, block in result.items() if name.startswith(f"{source}_to_")]
+            assert len(blocks) == (2 if module == "interaction" else 1)
+            assert_close(sum(block.sum(dim=1) for block in blocks), torch.ones(len(blocks[0])))
+        alone = processor(text=text, regions=item, return_tensors="pt")
+        outputs = model(**alone, output_attentions=True)
+        (expected,) = processor.post_process_attention(outputs, alone, module=module, layer=None)
+        assert expected.pop("words") == result.pop("words")
+        for name, block in expected.items():
+            assert_close(result[name], block)
+            assert not block.requires_grad
+
+
+def test_attention_without_a_layer_is_refused(processor):
+    """Attentions that were not recorded, and those of a modality that was not given or of a stream without layers."""
+    inputs = processor(text="a", return_tensors="pt")
+    model = tiny_model(InterBERTModel, region_feature_size=3)
+    with pytest.raises(ValueError, match="expected `text_attentions` of at least one layer.*got None"):
+        processor.post_process_attention(model(**inputs), inputs, module="text")
+    outputs = model(**inputs, output_attentions=True)
+    with pytest.raises(ValueError, match="expected `image_attentions` of at least one layer"):
+        processor.post_process_attention(outputs, inputs, module="image")
+    without_stream = tiny_model(InterBERTModel, region_feature_size=3, num_text_layers=0)
+    with pytest.raises(ValueError, match="expected `text_attentions` of at least one layer"):
+        processor.post_process_attention(without_stream(**inputs, output_attentions=True), inputs, module="text")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"module": "vision"}, "`module`: expected one of ('interaction', 'text', 'image'), got 'vision'"),
+        ({"layer": 1}, "`layer`: expected None or an index from -1 to 0 of the interaction module, got 1"),
+        ({"layer": -2}, "`layer`: expected None or an index from -1 to 0 of the interaction module, got -2"),
+        ({"head": 1}, "`head`: expected None or an index from -1 to 0 of the interaction module, got 1"),
+        ({"head": -2, "layer": None}, "`head`: expected None or an index from -1 to 0"),
+        ({"target_sizes": [(100, 200)]}, "`target_sizes`: expected one (height, width) for each image, shape (2, 2)"),
+        ({"target_sizes": torch.ones(3, 2)}, "shape (2, 2), got shape (3, 2)"),
+        ({"target_sizes": (100, 200)}, "shape (2, 2), got shape (2,)"),
+    ],
+)
+def test_faulty_attention_arguments_are_refused(processor, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor.post_process_attention(recorded(JOINT_ATTENTION), dogs_and_a(processor), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "regions", "message"),
+    [
+        (
+            ["dogs"] * 3,
+            [two_regions()] * 3,
+            "shape (3, heads, 7, 7) for 3 texts of 4 tokens and 3 images of 3 positions",
+        ),
+        (["dogs"], [two_regions()], "(1, heads, 7, 7) for 1 texts of 4 tokens and 1 images of 3 positions"),
+        (["a", "dog"], [two_regions()] * 2, "shape (2, heads, 6, 6) for 2 texts of 3 tokens"),
+        (
+            ["dogs"] * 2,
+            [one_region()] * 2,
+            "shape (2, heads, 6, 6) for 2 texts of 4 tokens and 2 images of 2 positions",
+        ),
+        (["dogs"] * 2, None, "shape (2, heads, 4, 4) for 2 texts of 4 tokens and 0 images"),
+        (["dogs"] * 2, [two_regions()] * 3, "for 2 texts of 4 tokens and 3 images of 3 positions"),
+    ],
+)
+def test_inputs_of_other_outputs_are_refused(processor, text, regions, message):
+    inputs = processor(text=text, return_tensors="pt")
+    if regions is not None:
+        inputs.update(processor(regions=regions, return_tensors="pt"))
+    with pytest.raises(ValueError, match="do not fit.*" + re.escape(message) + ".*" + re.escape("got (2, 1, 7, 7)")):
+        processor.post_process_attention(recorded(JOINT_ATTENTION), inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("input_ids", (2, 4, 3), "`input_ids` and `attention_mask`: expected 2 dimensions"),
+        ("attention_mask", (2, 3), "got the shapes (2, 4) and (2, 3)"),
+        ("attention_mask", (1, 4), "got the shapes (2, 4) and (1, 4)"),
+        ("region_boxes", (2, 2), "`region_boxes` and `region_attention_mask`: expected 3 dimensions"),
+        ("region_attention_mask", (2, 3), "got the shapes (2, 2, 4) and (2, 3)"),
+    ],
+)
+def test_inputs_of_other_shapes_are_refused(processor, name, shape, message):
+    inputs = dogs_and_a(processor)
+    inputs[name] = torch.ones(shape, dtype=torch.long)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor.post_process_attention(recorded(JOINT_ATTENTION), inputs)
+
+
+def test_two_texts_beside_three_images_are_refused(processor):
+    inputs = processor(text=["dogs"] * 2, return_tensors="pt")
+    inputs.update(processor(regions=[two_regions()] * 3, return_tensors="pt"))
+    with pytest.raises(ValueError, match="do not fit"):
+        processor.post_process_attention(recorded([*JOINT_ATTENTION, JOINT_ATTENTION[0]]), inputs)
 
 
 # Saving and loading
