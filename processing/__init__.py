@@ -2,6 +2,7 @@ from .pretraining import PretrainingCollator, PretrainingPairs
 from .processing_interbert import InterBERTProcessor
 from .region_dataset import RegionDataset, load_region_dataset
 from .sampling import LengthGroupedSampler
+from .streaming import RegionStream, StreamedBatches
 
 __all__ = [
     "InterBERTProcessor",
@@ -9,5 +10,7 @@ __all__ = [
     "PretrainingCollator",
     "PretrainingPairs",
     "RegionDataset",
+    "RegionStream",
+    "StreamedBatches",
     "load_region_dataset",
 ]

@@ -15,7 +15,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["configuration_interbert", "modeling_interbert", "model_cards", "processing"]
-OUR_MODULES = {*PACKAGES} | {path.stem for folder in ("examples", "tests") for path in (ROOT / folder).glob("*.py")}
+SCRIPT_FOLDERS = ("examples", "benchmarks", "tests")
+OUR_MODULES = {*PACKAGES} | {path.stem for folder in SCRIPT_FOLDERS for path in (ROOT / folder).glob("*.py")}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 
@@ -95,7 +96,11 @@ def test_version_is_the_newest_entry_of_the_changelog():
 
 
 def test_packages_are_the_folders():
-    assert SETUP["options"]["packages"].split() == PACKAGES
+    inits = [init for package in PACKAGES for init in (ROOT / package).rglob("__init__.py")]
+    folders = {".".join(init.parent.relative_to(ROOT).parts) for init in inits}
+    assert set(PACKAGES) <= folders
+    # Subpackages are named one by one: setuptools would leave out those that are not.
+    assert sorted(SETUP["options"]["packages"].split()) == sorted(folders)
     assert SETUP["metadata"]["name"] == "interbert"
 
 
@@ -105,7 +110,7 @@ def test_packages_import_only_what_a_plain_install_brings():
 
 def test_every_import_is_declared_in_some_extra():
     extras = [extra for extra in SETUP["options.extras_require"] if extra != "dev"]
-    assert undeclared(imports_below(*PACKAGES, "examples"), requirements(*extras)) == []
+    assert undeclared(imports_below(*PACKAGES, *SCRIPT_FOLDERS), requirements(*extras)) == []
 
 
 def test_examples_import_at_the_top_only_what_their_extra_brings():
@@ -113,7 +118,7 @@ def test_examples_import_at_the_top_only_what_their_extra_brings():
 
 
 def test_tests_import_only_what_make_test_installs():
-    assert undeclared(imports_below("tests"), requirements("examples", "onnx", "test")) == []
+    assert undeclared(imports_below("tests"), requirements("examples", "formats", "onnx", "streaming", "test")) == []
     assert '".[dev]"' in read("Makefile")
 
 
