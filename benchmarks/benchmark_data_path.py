@@ -1,5 +1,5 @@
 """
-Measures how fast a region dataset is read and collated for pretraining, in one process.
+Measures how fast a region dataset is read, memory-mapped and streamed, and collated for pretraining, in one process.
 
 ```bash
 python benchmarks/benchmark_data_path.py \\
@@ -7,17 +7,21 @@ python benchmarks/benchmark_data_path.py \\
 ```
 
 Times are of the second pass over the same rows: the first one brings the files into memory. Masking includes
-building the targets of masked regions.
+building the targets of masked regions. Memory is that of the process without the pages of memory-mapped files, which
+the system takes back when it needs them; a second epoch must not add to it.
 """
 
 import argparse
 import time
+from collections.abc import Iterable
 
+import psutil
 from transformers import AutoTokenizer
 
 from processing.pretraining import PretrainingCollator, PretrainingPairs
 from processing.processing_interbert import InterBERTProcessor, pad_regions
 from processing.region_dataset import RegionDataset, load_region_dataset
+from processing.streaming import RegionStream
 
 OBJECTIVES = ("mlm,mom,itm", "msm,mrm,itm")
 
@@ -28,6 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--split", default="train")
     parser.add_argument("--tokenizer_name", required=True, help="Local folder or Hub name of a BERT tokenizer.")
     parser.add_argument("--cache_dir", default=None, help="Where `datasets` keeps its Arrow files.")
+    parser.add_argument("--rows_per_window", type=int, default=2048, help="Of the streamed reading.")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--num_batches", type=int, default=100, help="At most so many batches of pairs are timed.")
     parser.add_argument("--max_length", type=int, default=36, help="Tokens of a text, special tokens included.")
@@ -35,13 +40,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def records_per_second(dataset: RegionDataset) -> float:
-    for index in range(len(dataset)):
-        dataset[index]
-    start = time.perf_counter()
-    for index in range(len(dataset)):
-        dataset[index]
-    return len(dataset) / (time.perf_counter() - start)
+def own_memory() -> float:
+    """Megabytes of the process, without memory-mapped files."""
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 1e6
+
+
+def time_records(records: Iterable[dict]) -> tuple[float, float, float]:
+    """Records a second in the second of two passes, and the process's memory in MB after each of them."""
+    memory = []
+    for _ in range(2):
+        start = time.perf_counter()
+        num_records = sum(1 for _ in records)
+        seconds = time.perf_counter() - start
+        memory.append(own_memory())
+    return num_records / seconds, *memory
 
 
 def time_batches(
@@ -82,7 +95,10 @@ def main() -> None:
     dataset = load_region_dataset(args.dataset_name, args.split, cache_dir=args.cache_dir)
     processor = InterBERTProcessor(AutoTokenizer.from_pretrained(args.tokenizer_name), dataset.region_feature_size)
     print(f"{len(dataset)} images, region features of width {dataset.region_feature_size}")
-    print(f"records: {records_per_second(dataset):,.0f}/s")
+    stream = RegionStream.open(args.dataset_name, args.split, args.rows_per_window)
+    for name, records in (("memory-mapped", dataset), ("streamed", stream)):
+        rate, first, second = time_records(records)
+        print(f"records, {name}: {rate:,.0f}/s (memory after one epoch {first:,.0f} MB, after two {second:,.0f} MB)")
     for objectives in OBJECTIVES:
         num_pairs, seconds = time_batches(dataset, processor, objectives, args)
         parts = ", ".join(

@@ -640,7 +640,8 @@ def write_scenes(
             num_files = math.ceil(size / ROWS_PER_FILE)
             for file_index in range(num_files):
                 path = temporary_dir / "data" / f"{split}-{file_index:05d}-of-{num_files:05d}.parquet"
-                with pq.ParquetWriter(path, FEATURES.arrow_schema) as writer:
+                # Dictionaries of float vectors would be read at a third of the speed.
+                with pq.ParquetWriter(path, FEATURES.arrow_schema, use_dictionary=False) as writer:
                     scenes_of_file = itertools.islice(scenes, ROWS_PER_FILE)
                     while group := list(itertools.islice(scenes_of_file, ROWS_PER_GROUP)):
                         writer.write_table(rows_to_table([scene_to_row(scene, seed) for scene in group]))
