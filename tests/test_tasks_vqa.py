@@ -336,8 +336,9 @@ def test_questions_of_a_dataset():
         VQAExample("1-0", "1", "what is it?", ["cat"], question_type="what"),
         VQAExample("1-1", "1", "how many"),
     ]
-    dataset = make_regions([[], [{"question_id": 420, "question": "why", "answers": ["a", "b"]}]])
-    assert questions_of_dataset(dataset) == [VQAExample(420, "42", "why", ["a", "b"])]
+    question = {"question_id": 420, "question": "why", "answers": ["a", "b"], "multiple_choice_answer": "b"}
+    dataset = make_regions([[], [question]])
+    assert questions_of_dataset(dataset) == [VQAExample(420, "42", "why", ["a", "b"], multiple_choice_answer="b")]
     with pytest.raises(ValueError, match=r"row 1, questions\[0\]: expected the field 'question', got \['answer'\]"):
         questions_of_dataset(make_regions([[], [{"answer": "a"}]]))
     with pytest.raises(ValueError, match="no column 'questions', got"):

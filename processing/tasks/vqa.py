@@ -95,7 +95,7 @@ def questions_of_dataset(region_dataset: RegionDataset, column: str = "questions
         region_dataset (`RegionDataset`): one row per image.
         column (`str`):
             A column of lists of `{"question", "answer" or "answers"}`, optionally with `question_id` (by default the
-            image id and a number), `question_type` or `type`, and `answer_type`.
+            image id and a number), `multiple_choice_answer`, `question_type` or `type`, and `answer_type`.
 
     Raises:
         ValueError: there is no such column, or a question in it has no text.
@@ -120,6 +120,7 @@ def _example(record: Record, question_id: int | str, image_id: int | str) -> VQA
         image_id=canonical_image_id(image_id),
         question=record.text("question"),
         answers=answers,
+        multiple_choice_answer=record.get("multiple_choice_answer"),
         question_type=record.get("question_type", record.get("type")),
         answer_type=record.get("answer_type"),
     )
