@@ -8,8 +8,8 @@ Weights that are trained for another task, such as answers to questions:
 
     python examples/export_onnx.py org/interbert-base-vqa2 vqa.onnx --task visual-question-answering
 
-The file takes what the processor returns, and gives `itm_logits` and `match_scores`, or `logits`. Weights are written
-beside it, as `NAME.onnx.data`. Needs `pip install "interbert[onnx]"`.
+The file takes what the processor returns for as many texts as images, and gives `itm_logits` and `match_scores`, or
+`logits`. Weights are written beside it, as `NAME.onnx.data`. Needs `pip install "interbert[onnx]"`.
 """
 
 import argparse
@@ -96,8 +96,9 @@ def largest_difference(model: PreTrainedModel, path: Path) -> float:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     differences = []
-    for size in CHECKED_SIZES:
-        inputs = random_inputs(model.config, *size)
+    for batch_size, num_tokens, num_regions in CHECKED_SIZES:
+        num_tokens = min(num_tokens, model.config.max_position_embeddings)
+        inputs = random_inputs(model.config, batch_size, num_tokens, num_regions)
         with torch.no_grad():
             expected = model(**inputs)
         outputs = session.run(list(expected), {name: tensor.numpy() for name, tensor in inputs.items()})
@@ -116,7 +117,12 @@ def main():
         if importlib.util.find_spec(package) is None:
             raise SystemExit(f'The export needs {package}: pip install "interbert[onnx]"')
     torch.manual_seed(0)
-    model = MODEL_CLASSES[args.task].from_pretrained(args.model_name_or_path, dtype=torch.float32).eval()
+    model, loading_info = MODEL_CLASSES[args.task].from_pretrained(
+        args.model_name_or_path, dtype=torch.float32, output_loading_info=True
+    )
+    if loading_info["missing_keys"]:
+        missing = ", ".join(sorted(loading_info["missing_keys"]))
+        raise SystemExit(f"{args.model_name_or_path} has no weights for --task {args.task}: {missing} are missing.")
     args.output_file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.output_file.parent) as folder:
         unchecked = Path(folder) / args.output_file.name  # of the same name, since the file names that of its weights

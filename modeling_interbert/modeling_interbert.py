@@ -107,7 +107,7 @@ class InterBERTForImageRetrievalOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, with `itm_labels` or `labels`): Cross-entropy.
         itm_logits (`torch.FloatTensor` of shape `(batch, 2)` or `(batch, choices, 2)`):
             Column 0: text and image match; 1: they do not.
-        match_scores (`torch.FloatTensor` of shape `(batch,)` or `(batch, choices)`): Probability of a match.
+        match_scores (float32 `torch.FloatTensor` of shape `(batch,)` or `(batch, choices)`): Probability of a match.
     """
 
     loss: torch.FloatTensor | None = None
@@ -699,10 +699,11 @@ class InterBERTModel(InterBERTPreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(batch, regions + 1, hidden_size)`, the whole image first: `region_embeds` of
-            the forward pass, which goes on needing `region_attention_mask`.
+            the forward pass, which goes on needing `region_attention_mask`. In training mode dropout is applied.
         """
         check_regions(self.config, region_features, region_boxes, region_attention_mask, region_embeds=None)
-        return self.embeddings.image(region_features, region_boxes, region_attention_mask)
+        # Not by `self.embeddings.image`: FSDP gathers the weights of the modules that are called.
+        return self.embeddings(None, None, None, None, region_features, region_boxes, region_attention_mask, None)
 
     @can_return_tuple
     def get_text_features(
@@ -807,7 +808,7 @@ class InterBERTModel(InterBERTPreTrainedModel):
             input_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
                 WordPiece tokens, `[CLS]` first.
             attention_mask (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
-                1 for tokens, 0 for padding. By default all are tokens.
+                1 for tokens, 0 for padding; at least one token in each text. By default all are tokens.
             token_type_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
                 0 for the first text, 1 for the second. By default 0.
             position_ids (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
@@ -999,8 +1000,9 @@ def region_loss(logits: torch.FloatTensor, targets: torch.Tensor, objective: str
     return loss / max(logits.shape[0], 1)
 
 
-def image_text_matching_loss(logits: torch.FloatTensor, labels: torch.LongTensor) -> torch.FloatTensor:
-    """Cross-entropy, averaged over the pairs with a label. logits `(batch, 2)`, labels `(batch,)`, −100 = no label."""
+def mean_cross_entropy(logits: torch.FloatTensor, labels: torch.LongTensor) -> torch.FloatTensor:
+    """Cross-entropy, averaged over the rows with a label; 0 if none has. logits `(batch, classes)`, labels `(batch,)`,
+    −100 = no label."""
     loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
     return loss / (labels != -100).sum().clamp(min=1)
 
@@ -1100,8 +1102,9 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
                 raise ValueError("`region_targets` needs `region_features`, which is None.")
             objective, output_size = self.config.region_objective, self.region_head.decoder.out_features
             per_region = () if objective == "hard_class" else (output_size,)
-            check_shape("region_targets", region_targets, (*region_features.shape[:2], *per_region))
-            check_shape("region_target_mask", region_target_mask, region_features.shape[:2])
+            num_regions = (vision_states.shape[0], vision_states.shape[1] - 1)  # of each pair, a repeated image's too
+            check_shape("region_targets", region_targets, (*num_regions, *per_region))
+            check_shape("region_target_mask", region_target_mask, num_regions)
             scored = region_target_mask.bool()
             region_logits = self.region_head(vision_states[:, 1:][scored])
             masked_region_loss = region_loss(region_logits, region_targets[scored], objective)
@@ -1116,7 +1119,7 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
             itm_logits = self.itm_head(outputs.text_pooler_output, outputs.vision_pooler_output)
         if itm_labels is not None:
             check_shape("itm_labels", itm_labels, itm_logits.shape[:1])
-            itm_loss = image_text_matching_loss(itm_logits, itm_labels)
+            itm_loss = mean_cross_entropy(itm_logits, itm_labels)
 
         losses = [loss for loss in (mlm_loss, masked_region_loss, itm_loss) if loss is not None]
         return InterBERTForPreTrainingOutput(
@@ -1131,9 +1134,14 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
         )
 
 
-def flatten_choices(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """`(batch, choices, ...)` to `(batch * choices, ...)`."""
-    return None if tensor is None else tensor.flatten(0, 1)
+def flatten_choices(inputs: dict[str, torch.Tensor | None], choices: tuple[int, int]) -> dict[str, torch.Tensor | None]:
+    """`(batch, choices, ...)` to `(batch * choices, ...)`, after a check that all inputs have the same of both."""
+    for name, tensor in inputs.items():
+        if tensor is not None and tuple(tensor.shape[:2]) != tuple(choices):
+            raise ValueError(
+                f"`{name}` must have shape (batch={choices[0]}, choices={choices[1]}, ...), got {tuple(tensor.shape)}."
+            )
+    return {name: None if tensor is None else tensor.flatten(0, 1) for name, tensor in inputs.items()}
 
 
 class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
@@ -1201,12 +1209,7 @@ class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
             "region_embeds": region_embeds,
         }
         if has_choices:
-            if text.shape[:2] != regions.shape[:2]:
-                raise ValueError(
-                    "Text and regions must have the same (batch, choices), got "
-                    f"{tuple(text.shape[:2])} and {tuple(regions.shape[:2])}."
-                )
-            inputs = {name: flatten_choices(tensor) for name, tensor in inputs.items()}
+            inputs = flatten_choices(inputs, regions.shape[:2])
         outputs = self.interbert(
             **inputs,
             pooled_only=True,
@@ -1224,14 +1227,15 @@ class InterBERTForImageRetrieval(InterBERTPreTrainedModel):
                 raise ValueError("`labels` needs inputs of shape (batch, choices, ...), got pairs.")
             check_shape("labels", labels, itm_logits.shape[:1])
             log_odds = itm_logits[..., 0] - itm_logits[..., 1]  # (batch, choices)
-            loss = nn.functional.cross_entropy(log_odds.float(), labels)
+            loss = mean_cross_entropy(log_odds, labels)
         elif itm_labels is not None:
             check_shape("itm_labels", itm_labels, itm_logits.shape[:-1])
-            loss = image_text_matching_loss(itm_logits.view(-1, 2), itm_labels.reshape(-1))
+            loss = mean_cross_entropy(itm_logits.view(-1, 2), itm_labels.reshape(-1))
         return InterBERTForImageRetrievalOutput(
             loss=loss,
             itm_logits=itm_logits,
-            match_scores=itm_logits.softmax(dim=-1)[..., 0],
+            # In half precision most scores near 1 would be equal.
+            match_scores=itm_logits.float().softmax(dim=-1)[..., 0],
             **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS},
         )
 
@@ -1268,6 +1272,7 @@ class InterBERTForVQA(InterBERTPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_boxes: torch.FloatTensor | None = None,
         region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
         labels: torch.FloatTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -1280,7 +1285,7 @@ class InterBERTForVQA(InterBERTPreTrainedModel):
                 Soft score of every answer, in [0, 1]. The loss is the binary cross-entropy, summed over the answers and
                 averaged over the batch.
         """
-        if region_features is None or (input_ids is None and inputs_embeds is None):
+        if (region_features is None and region_embeds is None) or (input_ids is None and inputs_embeds is None):
             raise ValueError("Visual question answering needs a text and `region_features`, but one of them is None.")
         outputs = self.interbert(
             input_ids=input_ids,
@@ -1291,6 +1296,7 @@ class InterBERTForVQA(InterBERTPreTrainedModel):
             region_features=region_features,
             region_boxes=region_boxes,
             region_attention_mask=region_attention_mask,
+            region_embeds=region_embeds,
             pooled_only=True,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -1328,6 +1334,7 @@ class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_boxes: torch.FloatTensor | None = None,
         region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -1341,26 +1348,31 @@ class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch,)`, *optional*): Which of the choices is right.
         """
         text = input_ids if input_ids is not None else inputs_embeds
-        if text is None or region_features is None:
+        regions = region_features if region_features is not None else region_embeds
+        if text is None or regions is None:
             raise ValueError("Multiple choice needs a text and `region_features`, but one of them is None.")
         if text.dim() != (3 if input_ids is not None else 4):
             raise ValueError(f"The text must have shape (batch, choices, tokens), got {tuple(text.shape)}.")
-        if text.shape[0] != region_features.shape[0]:
+        if text.shape[0] != regions.shape[0]:
             raise ValueError(
-                f"Text and regions must have the same batch size, got {text.shape[0]} and {region_features.shape[0]}."
+                f"Text and regions must have the same batch size, got {text.shape[0]} and {regions.shape[0]}."
             )
         num_choices = text.shape[1]
 
         def share(tensor):
             return None if tensor is None else tensor.repeat_interleave(num_choices, dim=0)
 
-        region_embeds = self.interbert.embed_regions(region_features, region_boxes, region_attention_mask)
+        if region_embeds is None:
+            region_embeds = self.interbert.embed_regions(region_features, region_boxes, region_attention_mask)
+        text_inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
         outputs = self.interbert(
-            input_ids=flatten_choices(input_ids),
-            attention_mask=flatten_choices(attention_mask),
-            token_type_ids=flatten_choices(token_type_ids),
-            position_ids=flatten_choices(position_ids),
-            inputs_embeds=flatten_choices(inputs_embeds),
+            **flatten_choices(text_inputs, text.shape[:2]),
             region_attention_mask=share(region_attention_mask),
             region_embeds=share(region_embeds),
             pooled_only=True,
@@ -1373,7 +1385,7 @@ class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
         loss = None
         if labels is not None:
             check_shape("labels", labels, logits.shape[:1])
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = mean_cross_entropy(logits, labels)
         return InterBERTClassifierOutput(
             loss=loss, logits=logits, **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS}
         )
@@ -1423,7 +1435,7 @@ class InterBERTForSequenceClassification(InterBERTPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.text_pooler_output))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            loss = self.loss_function(labels=labels, pooled_logits=logits.float(), config=self.config)
         return InterBERTClassifierOutput(
             loss=loss, logits=logits, **{recorded: outputs.get(recorded) for recorded in RECORDED_OUTPUTS}
         )

@@ -197,7 +197,8 @@ def test_half_precision(model_class, dtype, attn_implementation):
     expected = scalar(forward(model)).item()
     outputs = forward(model.to(dtype))
     assert scalar(outputs).item() == pytest.approx(expected, rel=0.1)
-    assert all(output.dtype == dtype for name, output in outputs.items() if "loss" not in name)
+    for name, output in outputs.items():  # losses and probabilities are computed in float32
+        assert output.dtype == (torch.float32 if "loss" in name or name == "match_scores" else dtype), name
 
 
 @pytest.mark.parametrize("num_tokens", [33, 28])

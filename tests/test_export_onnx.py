@@ -41,6 +41,13 @@ def test_exported_models_agree_with_pytorch(task, saved_class, model_class, tmp_
         assert_close(torch.from_numpy(output), expected[name])
 
 
+def test_a_head_without_weights_is_not_exported(tmp_path):
+    task_model(InterBERTForPreTraining).save_pretrained(tmp_path / "model")
+    result = run_script(tmp_path / "model", tmp_path / "model.onnx", "--task", "visual-question-answering")
+    assert result.returncode == 1 and not (tmp_path / "model.onnx").exists()
+    assert "has no weights for --task visual-question-answering: vqa_head.0.bias" in result.stderr
+
+
 def test_nothing_is_written_where_the_outputs_differ(tmp_path):
     task_model(InterBERTForImageRetrieval).save_pretrained(tmp_path / "model")
     result = run_script(tmp_path / "model", tmp_path / "onnx" / "model.onnx", "--tolerance", 0)

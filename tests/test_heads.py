@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from model_fixtures import assert_close, task_model, tiny_inputs, tiny_regions, tiny_text
+from model_fixtures import assert_close, example_inputs, task_model, tiny_inputs, tiny_regions, tiny_text
 
 from modeling_interbert import (
     InterBERTForImageRetrieval,
@@ -37,6 +37,23 @@ def test_a_pretraining_checkpoint_opens_for_zero_shot_retrieval(tmp_path):
     assert_close(model(**tiny_inputs()).itm_logits, pretrained(**tiny_inputs()).itm_logits)
 
 
+def test_match_scores_near_1_differ_in_half_precision():
+    """As the log-odds that they come from do."""
+    model = task_model(InterBERTForImageRetrieval, fusion="sum")
+    with torch.no_grad():
+        model.itm_head.classifier.weight.mul_(4)
+        outputs = model.to(torch.bfloat16)(**tiny_inputs())
+    assert outputs.match_scores.dtype == torch.float32
+    assert_close(outputs.match_scores, (outputs.itm_logits[:, 0].float() - outputs.itm_logits[:, 1].float()).sigmoid())
+
+
+def test_choices_without_a_right_one_are_not_scored():
+    model = task_model(InterBERTForImageRetrieval)
+    loss = model(**choices(tiny_inputs()), labels=torch.tensor([1, -100])).loss
+    assert_close(loss, model(**rows(choices(tiny_inputs()), [0]), labels=torch.tensor([1])).loss)
+    assert model(**choices(tiny_inputs()), labels=torch.tensor([-100, -100])).loss == 0
+
+
 @pytest.mark.parametrize("one", ["text", "image"])
 @pytest.mark.parametrize("with_masks", [True, False])
 @pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
@@ -46,8 +63,10 @@ def test_one_goes_with_many(one, with_masks, attn_implementation):
     if not with_masks:
         text.pop("attention_mask"), regions.pop("region_attention_mask")
     model = task_model(InterBERTForImageRetrieval, attn_implementation=attn_implementation)
-    embedded = []
-    model.interbert.embeddings.image.register_forward_hook(lambda module, args, output: embedded.append(len(output)))
+    embedded = {"image": [], "text": []}
+    for modality, lengths in embedded.items():
+        part = getattr(model.interbert.embeddings, modality)
+        part.register_forward_hook(lambda module, args, output, lengths=lengths: lengths.append(len(output)))
     if one == "text":
         outputs = model(**rows(text, slice(1, 2)), **regions)
         expected = model(**rows(text, [1, 1, 1]), **regions)
@@ -56,7 +75,7 @@ def test_one_goes_with_many(one, with_masks, attn_implementation):
         expected = model(**text, **rows(regions, [1, 1, 1]))
     assert_close(outputs.itm_logits, expected.itm_logits)
     assert outputs.match_scores.shape == (3,)
-    assert embedded == ([3, 3] if one == "text" else [1, 3])  # the one image is embedded once
+    assert embedded == {"image": [3, 3], "text": [1, 3]} if one == "text" else {"image": [1, 3], "text": [3, 3]}
 
 
 def test_images_that_meet_many_texts_are_embedded_once():
@@ -145,6 +164,20 @@ def test_the_regions_that_choices_share_are_embedded_once():
     assert embedded == [3]
 
 
+@pytest.mark.parametrize("model_class", [InterBERTForImageRetrieval, InterBERTForVQA, InterBERTForMultipleChoice])
+def test_embedded_regions_stand_for_regions(model_class):
+    model = task_model(model_class)
+    expected = model(**example_inputs(model_class))
+    embedded = {
+        "region_embeds": model.interbert.embed_regions(**tiny_regions()),
+        "region_attention_mask": tiny_regions()["region_attention_mask"],
+    }
+    text = {name: value for name, value in example_inputs(model_class).items() if not name.startswith("region")}
+    outputs = model(**text, **embedded)
+    for name, output in expected.items():
+        assert_close(outputs[name], output)
+
+
 # Text classification
 
 
@@ -183,7 +216,19 @@ BAD_INPUTS = [
     (
         InterBERTForImageRetrieval,
         tiny_text() | choices(tiny_regions()),
-        "Text and regions must have the same (batch, choices), got (3, 7) and (2, 2).",
+        "`input_ids` must have shape (batch=2, choices=2, ...), got (3, 7).",
+    ),
+    (
+        InterBERTForImageRetrieval,
+        choices(tiny_inputs()) | {"attention_mask": torch.ones(1, 4, 7)},
+        "`attention_mask` must have shape (batch=2, choices=2, ...), got (1, 4, 7).",
+    ),
+    (
+        InterBERTForMultipleChoice,
+        choices(tiny_text())
+        | {name: value[:2] for name, value in tiny_regions().items()}
+        | {"attention_mask": torch.ones(2, 7)},
+        "`attention_mask` must have shape (batch=2, choices=2, ...), got (2, 7).",
     ),
     (
         InterBERTForImageRetrieval,

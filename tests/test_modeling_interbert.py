@@ -856,6 +856,20 @@ def test_labels_that_cannot_be_are_refused(change, message):
         tiny_model(InterBERTForPreTraining)(**apply(tiny_inputs() | tiny_labels(), *change))
 
 
+@pytest.mark.parametrize("one", ["text", "image"])
+def test_losses_of_one_beside_many(one):
+    """As if the one text, or the one image, had been repeated."""
+    model = tiny_model(InterBERTForPreTraining)
+    inputs = tiny_inputs()
+    is_one = {name: name.startswith("region") == (one == "image") for name in inputs}
+    repeated = {name: value[:1].expand_as(value) if is_one[name] else value for name, value in inputs.items()}
+    single = {name: value[:1] if is_one[name] else value for name, value in inputs.items()}
+    expected = model(**repeated, **tiny_labels())
+    outputs = model(**single, **tiny_labels())
+    for name in ("mlm_loss", "region_loss", "itm_loss"):
+        assert_close(outputs[name], expected[name])
+
+
 def test_class_ids_of_a_dataset_are_targets():
     """Datasets store them as int32, and probabilities are no ids."""
     model = tiny_model(InterBERTForPreTraining, region_objective="hard_class")
