@@ -25,18 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, font_manager, rcParams
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 from tqdm.auto import tqdm
 
 from processing.region_formats import check_record
 from processing.tasks import canonical_image_id
 from region_conversion import region_scores
+from region_drawing import CANVAS, draw_boxes, open_picture, set_fonts
 from region_sources import RegionSource, open_source, read_image_sizes
 from training import format_table
-from visualize_attention import CANVAS, CHINESE_FONTS, FONT_SIZE, load_picture, place_label, text_colour, text_width
 
 NUM_BAD_ROWS = 10  # that are shown
 NUM_CLASSES = 20  # that are shown, the most frequent ones
@@ -292,7 +291,7 @@ def find_image(source: RegionSource, image_id: str) -> str:
 def picture_of(record: Mapping[str, Any], image_dir: str | None) -> Image.Image:
     """The photograph of a record in RGB, or a blank canvas."""
     if image_dir is not None:
-        return load_picture([record], 0, image_dir)
+        return open_picture(image_dir, record["image_id"])
     image = record.get("image")
     if isinstance(image, dict) and image.get("bytes"):
         return Image.open(io.BytesIO(image["bytes"])).convert("RGB")
@@ -318,35 +317,12 @@ def region_table(record: Mapping[str, Any], class_names: Sequence[str]) -> list[
 
 def draw_regions(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], picture: Image.Image) -> Figure:
     """The boxes on a picture of whatever size, labelled by class and score, or by number where there are no classes."""
-    height = FIGURE_WIDTH * picture.height / picture.width
-    figure = Figure((FIGURE_WIDTH, height))
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.imshow(picture, extent=(0, picture.width, picture.height, 0))
-    ax.set(xlim=(0, picture.width), ylim=(picture.height, 0))
-    ax.set_axis_off()
-    inch = picture.width / FIGURE_WIDTH  # in pixels of the picture
-    label_height = 1.5 * FONT_SIZE / 72 * inch
+    figure = Figure((FIGURE_WIDTH, FIGURE_WIDTH * picture.height / picture.width))
     scale = np.array([picture.width / record["width"], picture.height / record["height"]] * 2)
-    taken: list[tuple[float, float, float]] = []
-    for number, row in enumerate(rows):
-        box = np.array([row[name] for name in ("x1", "y1", "x2", "y2")]) * scale
-        colour = colormaps["tab20"](number % 20)
-        order = 2 - number / len(rows)
-        size = {"width": box[2] - box[0], "height": box[3] - box[1]}
-        ax.add_patch(Rectangle(box[:2], **size, fill=False, edgecolor=colour, linewidth=1.5, zorder=order))
-        label = row.get("class", str(row["region"])) + (f" {row['score']:.2f}" if "score" in row else "")
-        width = text_width(label) * inch
-        left, top = place_label(tuple(box), width, label_height, picture, taken)
-        taken.append((left, top, left + width))
-        ax.text(
-            left + 0.15 * FONT_SIZE / 72 * inch,
-            top + label_height / 2,
-            label,
-            color=text_colour(colour),
-            fontsize=FONT_SIZE,
-            verticalalignment="center_baseline",
-            bbox={"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
-        )
+    boxes = np.array([[row[name] for name in ("x1", "y1", "x2", "y2")] for row in rows]) * scale
+    colours = [colormaps["tab20"](number % 20) for number in range(len(rows))]
+    labels = [row.get("class", str(row["region"])) + (f" {row['score']:.2f}" if "score" in row else "") for row in rows]
+    draw_boxes(figure.add_axes((0, 0, 1, 1)), picture, boxes, colours, labels)
     return figure
 
 
@@ -360,14 +336,12 @@ def main():
             record = source[find_image(source, args.draw)]
             check_record(record)
             picture = picture_of(record, args.image_dir)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
 
     if args.draw is not None:
         rows = region_table(record, class_names)
-        installed = font_manager.get_font_names()
-        rcParams["font.family"] = ["DejaVu Sans", *[font for font in CHINESE_FONTS if font in installed]]
-        rcParams["text.parse_math"] = False
+        set_fonts()
         figure = draw_regions(record, rows, picture)
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.output, dpi=150)

@@ -55,10 +55,10 @@ class RegionSource:
 
     @property
     def column_types(self) -> dict[str, Any]:
-        """Arrow types of columns that only this source has, as far as it knows them."""
+        """Types of columns that only this source has, as far as it knows them; see [`RegionReader`]."""
         types: dict[str, Any] = {}
         for reader in self.readers:
-            types = getattr(reader, "column_types", {}) | types
+            types = {**reader.column_types, **types}
         return types
 
     def fingerprint(self) -> str:

@@ -21,8 +21,6 @@ Words look at regions in the interaction module alone. `--module text` shows wha
 text stream, `--module image` the same of regions in the vision stream.
 """
 
-import glob
-import itertools
 import math
 import textwrap
 from dataclasses import dataclass, field
@@ -31,29 +29,21 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from matplotlib import colormaps, font_manager, rcParams
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from modeling_interbert import InterBERTModel
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
+from region_drawing import CANVAS, FONT_SIZE, draw_boxes, open_picture, set_fonts, text_colour, text_width
 
 COLOURS = colormaps["viridis"]  # dark: little attention, bright: much
-CANVAS = "#404040"  # where there is no picture
 PANEL_WIDTH, TITLE_HEIGHT, GAP = 2.5, 0.35, 0.15  # inches
 CELL_WIDTH, CELL_HEIGHT = 0.42, 0.27  # inches, of the heat map
 PANELS_PER_ROW = 5
-FONT_SIZE = 8  # points
-
-# matplotlib's own font has no Chinese characters: the first of these that is installed lends them.
-CHINESE_FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei"),
-    *("PingFang SC", "Microsoft YaHei", "SimHei", "Arial Unicode MS"),
-)
 
 
 @dataclass
@@ -134,15 +124,12 @@ def first_caption(regions: RegionDataset, row: int, column: str) -> str:
 def load_picture(regions: RegionDataset, row: int, image_dir: str | None) -> Image.Image:
     """The picture of a row in RGB, or a blank canvas of its size."""
     record = regions[row]
-    image_id = record["image_id"]
     if image_dir is not None:
-        paths = [Path(image_dir, image_id), *sorted(Path(image_dir).glob(glob.escape(image_id) + ".*"))]
-        paths = [path for path in paths if path.is_file()]
-        if not paths:
-            raise ValueError(f"`--image_dir` must hold a picture named {image_id} or {image_id}.*, got {image_dir}.")
-        return Image.open(paths[0]).convert("RGB")
+        return open_picture(image_dir, record["image_id"])
     if isinstance(regions.dataset.features.get("image"), datasets.Image):
-        return regions.dataset.select_columns("image")[row]["image"].convert("RGB")
+        picture = regions.dataset.select_columns("image")[row]["image"]
+        if picture is not None:
+            return picture.convert("RGB")
     return Image.new("RGB", (record["width"], record["height"]), CANVAS)
 
 
@@ -158,75 +145,6 @@ def choose_words(words: list[str], chosen: list[str] | None, tokenizer: PreTrain
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def text_width(text: str) -> float:
-    """About how wide a text of the ordinary size is, in inches."""
-    return (0.65 * len(text) + 0.6) * FONT_SIZE / 72
-
-
-def text_colour(background: tuple[float, ...]) -> str:
-    """Black or white, whichever reads better on an RGB or RGBA colour."""
-    return "black" if np.dot(background[:3], (0.299, 0.587, 0.114)) > 0.5 else "white"
-
-
-def place_label(
-    box: tuple[float, ...], width: float, height: float, picture: Image.Image, taken: list[tuple[float, float, float]]
-) -> tuple[float, float]:
-    """
-    Left and top edge of a label of this size: at the first corner of the box, or else the first place further down,
-    where it covers no other label.
-
-    Args:
-        box: x1, y1, x2, y2; all numbers are in pixels of the picture.
-        taken: left, top and right edge of the other labels, which are as high.
-    """
-    x1, y1, x2, y2 = box
-    above, below = max(0, y1 - height), min(y2, picture.height - height)
-    corners = [(x1, above), (x2 - width, above), (x1, below), (x2 - width, below)]
-    further_down = ((x1, above + step * height / 4) for step in itertools.count())
-    for left, top in itertools.chain(corners, further_down):
-        left = max(0, min(left, picture.width - width))
-        if not any(
-            left < other_right and left + width > other_left and abs(top - other_top) < height
-            for other_left, other_top, other_right in taken
-        ):
-            return left, top
-
-
-def draw_boxes(ax: Axes, picture: Image.Image, boxes: np.ndarray, colours: list[tuple], labels: list[str]):
-    """
-    Draws a picture, and boxes with labels.
-
-    Args:
-        boxes: float `(n, 4)`, x1, y1, x2, y2 in pixels of the picture. The first one is drawn on top.
-        colours: RGBA in [0, 1], one for each box.
-        labels: a short text for each box.
-    """
-    ax.imshow(picture, extent=(0, picture.width, picture.height, 0))
-    ax.set(xlim=(0, picture.width), ylim=(picture.height, 0), xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    inch = picture.width / PANEL_WIDTH  # in pixels of the picture
-    height = 1.5 * FONT_SIZE / 72 * inch
-    taken = []
-    for box, colour, label in zip(boxes.tolist(), colours, labels, strict=True):
-        x1, y1, x2, y2 = box
-        order = 2 - len(taken) / len(boxes)
-        outline = {"fill": False, "edgecolor": colour, "linewidth": 2, "zorder": order, "clip_on": False}
-        ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, **outline))
-        width = text_width(label) * inch
-        left, top = place_label(box, width, height, picture, taken)
-        taken.append((left, top, left + width))
-        ax.text(
-            left + width / 2,
-            top + height / 2,
-            label,
-            color=text_colour(colour),
-            fontsize=FONT_SIZE,
-            horizontalalignment="center",
-            verticalalignment="center_baseline",
-            bbox={"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
-        )
 
 
 def draw_numbered_regions(ax: Axes, picture: Image.Image, boxes: np.ndarray, names: list[str]):
@@ -340,9 +258,7 @@ def main():
         (PairArguments, AttentionArguments), description="Draw what the words of a caption look at in an image."
     )
     pair_args, attention_args = parser.parse_args_into_dataclasses()
-    installed = font_manager.get_font_names()
-    rcParams["font.family"] = ["DejaVu Sans", *[font for font in CHINESE_FONTS if font in installed]]
-    rcParams["text.parse_math"] = False  # a dollar sign in a caption is a dollar sign
+    set_fonts()
 
     model = InterBERTModel.from_pretrained(pair_args.model_name_or_path)
     processor = InterBERTProcessor.from_pretrained(pair_args.model_name_or_path)

@@ -15,6 +15,8 @@ MAX_TEXT_LENGTH = 512
 
 # Detectors round and regress past the border: boxes up to this many pixels outside the image are clipped to it.
 BOX_TOLERANCE = 1.0
+# The same of normalized boxes, as a share of the image's width or height: a pixel would be the whole image there.
+NORMALIZED_BOX_TOLERANCE = 0.01
 
 REGION_KEYS = ("features", "boxes", "width", "height")
 
@@ -96,7 +98,8 @@ def pad_regions(
             - `features`: float of shape `(num_regions, region_feature_size)`.
             - `boxes`: float of shape `(num_regions, 4)`, `x1, y1, x2, y2` in pixels with `x1 <= x2` and `y1 <= y2`.
               Boxes up to 1 pixel outside the image are clipped to it.
-            - `width`, `height`: size of the image in pixels.
+            - `width`, `height`: size of the image in pixels. Where both are 1, boxes are taken for normalized ones, in
+              [0, 1] of the image, and may lie 0.01 outside.
             - `image_id` (optional): named in error messages.
         region_feature_size (`int`):
             Width of every feature vector.
@@ -114,8 +117,8 @@ def pad_regions(
     Raises:
         `ValueError`: if the batch is empty; if an image has a key missing, no regions, a width or height that is not
         positive, or features and boxes of the wrong shape or of different number; if a feature or a box is NaN or
-        infinite; if a box has `x2 < x1` or `y2 < y1` or lies more than 1 pixel outside the image. The message names
-        the image, the region, what was expected and what was found.
+        infinite; if a box has `x2 < x1` or `y2 < y1` or lies further outside the image than is clipped. The message
+        names the image, the region, what was expected and what was found.
     """
     if len(regions) == 0:
         raise ValueError("`regions`: expected at least one image, got an empty batch.")
@@ -151,13 +154,18 @@ def pad_regions(
             f"{region_label(row)}: expected a box (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2, got "
             f"{boxes[row].tolist()}."
         )
-    inside = ((boxes >= -BOX_TOLERANCE) & (boxes <= limits + BOX_TOLERANCE)).all(axis=1)
+    normalized = (limits == 1).all(axis=1)
+    tolerance = np.where(normalized, NORMALIZED_BOX_TOLERANCE, BOX_TOLERANCE)[:, None]
+    inside = ((boxes >= -tolerance) & (boxes <= limits + tolerance)).all(axis=1)
     if not inside.all():
         row = np.argmin(inside)
-        raise ValueError(
-            f"{region_label(row)}: expected a box (x1, y1, x2, y2) within the image of {limits[row, 0]:g} x "
-            f"{limits[row, 1]:g} pixels (at most {BOX_TOLERANCE:g} pixel outside), got {boxes[row].tolist()}."
+        expected = (
+            f"within [0, 1], as width and height are 1 (at most {NORMALIZED_BOX_TOLERANCE:g} outside)"
+            if normalized[row]
+            else f"within the image of {limits[row, 0]:g} x {limits[row, 1]:g} pixels (at most {BOX_TOLERANCE:g} pixel "
+            "outside)"
         )
+        raise ValueError(f"{region_label(row)}: expected a box (x1, y1, x2, y2) {expected}, got {boxes[row].tolist()}.")
 
     # Image by image: temporaries of the size of the batch would cost more than all the arithmetic.
     region_features = np.zeros((*mask.shape, region_feature_size), dtype=np.float32)

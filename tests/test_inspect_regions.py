@@ -215,9 +215,10 @@ def test_draw_on_a_photograph(source, tmp_path, inspect, refuse):
     picture = Image.open(tmp_path / "b.png").convert("RGB")
     assert picture.getpixel((900, 600)) == (0, 0, 255)
     assert picture.getpixel((150, 450)) != (0, 0, 255)
-    assert "must hold a picture named second" in refuse(
-        source, "--draw", "second", "--image_dir", tmp_path / "photographs"
-    )
+    second = (source, "--draw", "second", "--image_dir", tmp_path / "photographs")
+    assert "must hold a picture named second" in refuse(*second)
+    (tmp_path / "photographs" / "second.jpg").write_text("no picture")
+    assert "cannot identify image file" in refuse(*second)
 
 
 def test_draw_on_the_picture_of_the_dataset(scenes, tmp_path, inspect):

@@ -122,6 +122,21 @@ def test_boxes_up_to_one_pixel_outside_are_clipped():
     np.testing.assert_array_equal(pad_regions([outside], 3)["region_boxes"], [[[0, 0, 0, 0]]])
 
 
+def test_normalized_boxes_are_clipped_up_to_a_hundredth_of_the_image():
+    """Boxes of an image of 1 x 1: the one pixel of other images would be all of it."""
+    normalized = {**one_region(), "width": 1, "height": 1}
+    item = {**normalized, "boxes": [[-0.01, 0.25, 1.01, 0.75]]}
+    # Beside an image in pixels, each keeps its own rule.
+    pixels = {**one_region(), "boxes": [[-1.0, 0.0, 201.0, 100.0]]}
+    np.testing.assert_array_equal(
+        pad_regions([item, pixels], 3)["region_boxes"], [[[0, 0.25, 1, 0.75]], [[0, 0, 1, 1]]]
+    )
+    for box in ([-0.02, 0, 1, 1], [0, 0, 1, 1.02]):
+        message = r"regions\[1\], region 0: .* within \[0, 1\], as width and height are 1 \(at most 0.01 outside\), got"
+        with pytest.raises(ValueError, match=message):
+            pad_regions([pixels, {**normalized, "boxes": [box]}], 3)
+
+
 def test_boxes_without_area_are_taken():
     item = {**one_region(), "boxes": [[50.0, 50.0, 50.0, 50.0]]}
     np.testing.assert_array_equal(pad_regions([item], 3)["region_boxes"], [[[0.25, 0.5, 0.25, 0.5]]])

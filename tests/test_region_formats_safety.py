@@ -843,6 +843,36 @@ def test_wrong_parquet_files(tmp_path):
         assert [len(reader[image_id]["boxes"]) for image_id in ("1000", "998", "997")] == [3, 4, 2]
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        b"{",
+        b"\xff",
+        b"null",
+        b'{"info": 3}',
+        b'{"info": {"features": [1]}}',
+        b'{"info": {"features": {"image": {"_type": "Value"}}}}',
+        b'{"info": {"features": {"image": {"_type": "Value", "dtype": "os.system"}}}}',
+        b'{"info": {"features": {"image": {"_type": "Nothing"}}}}',
+    ],
+)
+def test_wrong_descriptions_of_columns(tmp_path, description):
+    """Those that `datasets` adds to the files it writes."""
+    write_parquet(tmp_path / "a.parquet", make_records())
+    table = pq.read_table(tmp_path / "a.parquet").replace_schema_metadata({"huggingface": description})
+    pq.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(RegionFormatError, match="b.parquet: expected columns that `datasets` can load"):
+        open_regions(tmp_path / "b.parquet")
+
+
+def test_descriptions_that_describe_nothing_do_not_matter(tmp_path):
+    write_parquet(tmp_path / "a.parquet", make_records())
+    table = pq.read_table(tmp_path / "a.parquet")
+    for description in ("[]", "{}", '{"info": {}}'):
+        pq.write_table(table.replace_schema_metadata({"huggingface": description}), tmp_path / "b.parquet")
+        assert len(list(open_regions(tmp_path / "b.parquet"))) == 4
+
+
 def test_damaged_zip_archives_name_file_and_image(tmp_path):
     foreign_regions.write_npz(tmp_path / "a", make_records())
     with zipfile.ZipFile(tmp_path / "a" / "999.npz", "w") as archive:

@@ -52,12 +52,22 @@ def test_records_of_every_extension(tmp_path):
         ("x.jsonl", "{}\n[]\n", r"x\.jsonl, line 2: expected an object, got \[\]"),
         ("x.csv", "a,b\n1,2\n3\n", r"x\.csv, line 3: expected 2 columns, \['a', 'b'\], got 1: \['3'\]"),
         ("x.csv", "a,b\n1,2,3\n", r"x\.csv, line 2: expected 2 columns, \['a', 'b'\], got 3"),
+        ("x.csv", 'a,b\n1,"2\n3,4\n', r"x\.csv, line 3: expected CSV, got unexpected end of data"),
+        ("x.csv", 'a,b\n1,"2" 3\n', r"x\.csv, line 2: expected CSV, got ',' expected after '\"'"),
+        ("x.csv", "a,b\n1," + "2" * 200_000, r"x\.csv, line 2: expected CSV, got field larger than field limit"),
         ("x.tsv", "a\tb\n1\n", r"x\.tsv, line 2: expected 2 columns, \['a', 'b'\], got 1"),
     ],
 )
 def test_broken_files_are_named_with_the_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
+        list(read_records(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.tsv"])
+def test_files_of_another_encoding_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes('[{"a": "é"}]'.encode("latin1"))
+    with pytest.raises(ValueError, match=rf"{name}: expected text in UTF-8, 'utf-8' codec can't decode byte 0xe9"):
         list(read_records(tmp_path / name))
 
 

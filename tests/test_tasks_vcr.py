@@ -66,6 +66,8 @@ def test_tags_become_names(tmp_path):
         metadata_path="movie/clip_00.01.46@0.json",
     )
     assert read_vcr(tmp_path / "val.jsonl", image_id="img_fn")[0].image_id == "clip_00.01.46@0"
+    with pytest.raises(ValueError, match=r"`image_id` must be one of \['img_id', 'img_fn'\], got 'image'"):
+        read_vcr(tmp_path / "val.jsonl", image_id="image")
 
 
 def test_people_of_one_annotation_have_different_names(tmp_path):
@@ -104,6 +106,7 @@ def test_a_test_split_has_no_labels(tmp_path):
             {"metadata_fn": "../../x.json"},
             "line 2: expected 'metadata_fn' to be a path inside the folder of images, got",
         ),
+        ({"metadata_fn": 7}, "line 2: expected 'metadata_fn' to be a string, got 7"),
         ({"metadata_fn": "/x.json"}, "line 2: expected 'metadata_fn' to be a path inside the folder of images, got"),
     ],
 )

@@ -114,7 +114,8 @@ def test_lists_of_questions(tmp_path):
         VQAExample(12, "image4", "why"),
     ]
     records = [
-        question(10, "image3", "what is on the desk") | {"answers": ["book", "tape_dispenser"]},
+        # The list says more than the one answer beside it.
+        question(10, "image3", "what is on the desk") | {"answers": ["book", "tape_dispenser"], "answer": "book"},
         question(11, "image4.png", "what colour is it") | {"answer": "red", "question_type": "colour"},
         question(12, "image4", "why") | {"answers": None},
     ]
@@ -252,6 +253,7 @@ def test_vocabulary_files(tmp_path):
             '{"yes": 0, "no": 2}',
             r"gap\.json: expected the labels 0 to 1, each once, got others at \[1, 2\]",
         ),
+        ("text.json", '{"yes": "0", "no": 1}', r"text\.json: expected the labels 0 to 1, .* others at \['0', 0\]"),
         ("same.json", '{"yes": 0, "no": 0}', r"same\.json: expected the labels 0 to 1, each once, got others at \[1\]"),
         ("twice.txt", "yes\nno\nyes\n", r"twice\.txt: expected every answer once, got these more often: \['yes'\]"),
         ("numbers.json", "[1, 2]", r"numbers\.json: expected 'answers' to be a list of strings"),

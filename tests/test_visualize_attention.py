@@ -13,13 +13,14 @@ from model_fixtures import perturb
 from PIL import Image
 from transformers import AutoTokenizer
 
+import region_drawing
 import visualize_attention
 from configuration_interbert import InterBERTConfig
 from generate_scenes import REGION_FEATURE_SIZE, write_scenes
 from modeling_interbert import InterBERTForPreTraining
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
+from region_drawing import CANVAS
 from visualize_attention import (
-    CANVAS,
     AttentionArguments,
     choose_words,
     draw_image,
@@ -28,7 +29,6 @@ from visualize_attention import (
     find_row,
     first_caption,
     load_picture,
-    place_label,
 )
 
 SCRIPT = str(Path(__file__).resolve().parent.parent / "examples" / "visualize_attention.py")
@@ -183,7 +183,7 @@ def test_faulty_choices_are_refused(draw):
 
 
 def test_chinese_fonts_are_used_where_they_are_installed(draw, monkeypatch):
-    monkeypatch.setattr(visualize_attention.font_manager, "get_font_names", lambda: ["DejaVu Sans", "SimHei", "Times"])
+    monkeypatch.setattr(region_drawing.font_manager, "get_font_names", lambda: ["DejaVu Sans", "SimHei", "Times"])
     draw("--caption", "a ring", "--words", "ring")
     assert rcParams["font.family"] == ["DejaVu Sans", "SimHei"]
 
@@ -213,25 +213,15 @@ def test_pictures(regions, tmp_path):
     np.testing.assert_array_equal(np.asarray(load_picture(regions, 1, None)), expected)
 
     without_pictures = RegionDataset(regions.dataset.remove_columns("image"))
-    canvas = load_picture(without_pictures, 1, None)
-    assert (canvas.size, canvas.mode) == ((128, 128), "RGB")
-    assert canvas.getcolors() == [(128 * 128, tuple(bytes.fromhex(CANVAS[1:])))]
+    nothing = regions.dataset.map(lambda row: {"image": None}, features=regions.dataset.features)
+    for dataset in (without_pictures, RegionDataset(nothing)):
+        canvas = load_picture(dataset, 1, None)
+        assert (canvas.size, canvas.mode) == ((128, 128), "RGB")
+        assert canvas.getcolors() == [(128 * 128, tuple(bytes.fromhex(CANVAS[1:])))]
 
-    Image.new("L", (30, 20), 7).save(tmp_path / "validation-000001.png")
-    Image.new("RGB", (30, 20), "red").save(tmp_path / "validation-000002.jpg")
-    picture = load_picture(regions, 1, str(tmp_path))
-    assert (picture.size, picture.getcolors()) == ((30, 20), [(600, (7, 7, 7))])
-    assert load_picture(without_pictures, 2, str(tmp_path)).size == (30, 20)
-    with pytest.raises(ValueError, match="must hold a picture named validation-000003 or validation-000003"):
-        load_picture(regions, 3, str(tmp_path))
-
-
-@pytest.mark.parametrize("image_id", ["train [1]", "train [1].jpg"])
-def test_names_of_pictures_are_taken_literally(regions, tmp_path, image_id):
-    rows = regions.dataset.select([0]).map(lambda row: {"image_id": image_id}, features=regions.dataset.features)
-    Image.new("RGB", (10, 10)).save(tmp_path / "train 1.jpg")
-    Image.new("RGB", (30, 20)).save(tmp_path / "train [1].jpg")
-    assert load_picture(RegionDataset(rows), 0, str(tmp_path)).size == (30, 20)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "validation-000001.png")
+    for dataset in (regions, without_pictures):
+        assert load_picture(dataset, 1, str(tmp_path)).size == (30, 20)
 
 
 def test_choose_words(scenes):
@@ -294,18 +284,3 @@ def test_heat_maps_of_the_streams():
     assert outlines(legend) == [(10, 20, 30, 40), (60, 20, 90, 45)]
     assert tick_labels(heat_map.yaxis) == ["whole image", "1", "2"]
     assert texts(heat_map) == ["50.0", "25.0", "25.0", "10.0", "20.0", "70.0", "30.0", "30.0", "40.0"]
-
-
-def test_labels_do_not_overlap():
-    """One box ten times: first its corners, then further down."""
-    picture, taken = Image.new("RGB", (100, 100)), []
-    for _ in range(10):
-        left, top = place_label((20, 30, 60, 50), 10, 8, picture, taken)
-        taken.append((left, top, left + 10))
-    assert [(left, top) for left, top, _ in taken[:5]] == [(20, 22), (50, 22), (20, 50), (50, 50), (20, 30)]
-    for i, (left, top, right) in enumerate(taken):
-        for other_left, other_top, other_right in taken[:i]:
-            assert right <= other_left or other_right <= left or abs(top - other_top) >= 8
-    # At the border, labels stay inside the picture.
-    assert place_label((95, 0, 100, 100), 10, 8, picture, []) == (90, 0)
-    assert place_label((0, 2, 9, 100), 10, 8, picture, [(0, 0, 10)]) == (0, 92)

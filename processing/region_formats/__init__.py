@@ -62,7 +62,9 @@ def open_regions(path: str | os.PathLike, image_sizes: Mapping[str, tuple[int, i
     Opens a source of region features, whatever its format.
 
     Args:
-        path (`str` or `os.PathLike`): File or folder.
+        path (`str` or `os.PathLike`):
+            File or folder. The Parquet files of a folder are read as one source, those of all splits together;
+            `processing.load_region_dataset` reads one split.
         image_sizes (`Mapping[str, tuple[int, int]]`, *optional*):
             `(width, height)` in pixels by image id, for formats that have none: `npz`, and `hdf5` with one kind of
             boxes.

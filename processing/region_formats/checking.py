@@ -7,10 +7,6 @@ import numpy as np
 
 from processing.processing_interbert import pad_regions
 
-# How far normalized boxes may lie outside the image, as a share of its width or height. The pixel that the processor
-# grants to boxes in pixels would be a whole image here.
-NORMALIZED_BOX_TOLERANCE = 0.01
-
 
 def check_record(record: Mapping[str, Any], region_feature_size: int | None = None):
     """
@@ -24,10 +20,9 @@ def check_record(record: Mapping[str, Any], region_feature_size: int | None = No
             Expected width of the features. By default any.
 
     Raises:
-        `ValueError`: as in [`pad_regions`], with the same tolerance of 1 pixel for boxes outside the image; for
-        normalized boxes it is 0.01 of the image. Also if `class_ids`, `class_scores` or `class_probs` differ in number
-        from the boxes, if class ids are no integers from −1 on, or if scores or probabilities are not finite. The
-        message names the image, the region, what was expected and what was found.
+        `ValueError`: as in [`pad_regions`]; also if `class_ids`, `class_scores` or `class_probs` differ in number from
+        the boxes, if class ids are no integers from −1 on, or if scores or probabilities are not finite. The message
+        names the image, the region, what was expected and what was found.
     """
     image_id = record.get("image_id")
     if not isinstance(image_id, str) or not image_id:
@@ -41,22 +36,13 @@ def check_record(record: Mapping[str, Any], region_feature_size: int | None = No
         # The processor counts the images of its batch, which is this one alone.
         raise ValueError(str(error).replace(f"regions[0] (image_id {image_id})", f"image_id {image_id}", 1)) from error
 
-    boxes = np.asarray(record["boxes"])
-    if record["width"] == record["height"] == 1:
-        inside = ((boxes >= -NORMALIZED_BOX_TOLERANCE) & (boxes <= 1 + NORMALIZED_BOX_TOLERANCE)).all(axis=1)
-        if not inside.all():
-            region = np.argmin(inside)
-            raise ValueError(
-                f"image_id {image_id}, region {region}: expected a normalized box within [0, 1] (at most "
-                f"{NORMALIZED_BOX_TOLERANCE} outside), got {boxes[region].tolist()}."
-            )
-
+    num_boxes = len(record["boxes"])
     for name, num_dimensions in (("class_ids", 1), ("class_scores", 1), ("class_probs", 2)):
         if name not in record:
             continue
         values = np.asarray(record[name])
-        if values.ndim != num_dimensions or len(values) != len(boxes):
-            expected = f"({len(boxes)},)" if num_dimensions == 1 else f"({len(boxes)}, classes + 1)"
+        if values.ndim != num_dimensions or len(values) != num_boxes:
+            expected = f"({num_boxes},)" if num_dimensions == 1 else f"({num_boxes}, classes + 1)"
             raise ValueError(f"image_id {image_id}: expected {name} of shape {expected}, got {values.shape}.")
         if name == "class_ids":
             expected, right = "an integer from -1 on", (values >= -1) & (values.dtype.kind in "iu")

@@ -47,8 +47,9 @@ class _LastRowGroup:
 
 
 def _to_region_dataset(table: pa.Table) -> RegionDataset:
-    # A fingerprint of its own saves `datasets` from hashing the whole table.
-    return RegionDataset(datasets.Dataset(table, fingerprint="row_group"))
+    # The description of the columns by `datasets` has been read with the schema, and no record depends on it. A
+    # fingerprint of its own saves `datasets` from hashing the whole table.
+    return RegionDataset(datasets.Dataset(table.replace_schema_metadata(), fingerprint="row_group"))
 
 
 def _to_value(scalar: pa.Scalar) -> Any:
@@ -62,8 +63,9 @@ def _to_value(scalar: pa.Scalar) -> Any:
 
 class ParquetReader(RegionReader):
     """
-    One Parquet file, or all those below a folder in the order of their paths. Further columns (captions, questions) are
-    given as they are, lists of numbers as arrays.
+    One Parquet file, or all those below a folder in the order of their paths, whatever split of a dataset they belong
+    to: `load_region_dataset` reads a single split. Further columns (captions, questions) are given as they are, lists
+    of numbers as arrays, pictures as dicts of `bytes` and `path`.
     """
 
     format_name = "parquet"
@@ -82,7 +84,7 @@ class ParquetReader(RegionReader):
     def _index(self) -> Iterator[tuple[str, int]]:
         self._groups: list[tuple[Path, int]] = []
         self._first_rows = [0]  # of each row group, and the number of all rows
-        self.column_types: dict[str, pa.DataType] = {}
+        self.column_types: dict[str, Any] = {}
         for path in sorted(self.path.rglob("*.parquet")) if self.path.is_dir() else [self.path]:
             try:
                 with pq.ParquetFile(path) as file:
@@ -106,9 +108,14 @@ class ParquetReader(RegionReader):
         id_type = schema.field("image_id").type
         if not pa.types.is_string(id_type) and not pa.types.is_large_string(id_type):
             raise self.error(f"{path.name}: expected strings in the column image_id, got {id_type}")
-        for field in schema:
-            if field.name not in (*REQUIRED_COLUMNS, *CLASS_COLUMNS):
-                self.column_types.setdefault(field.name, field.type)
+        try:
+            features = datasets.Features.from_arrow_schema(schema)
+        # Beside types that `datasets` does not know: its own description of the columns, which may be damaged.
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self.error(f"{path.name}: expected columns that `datasets` can load, {error}") from error
+        for name, feature in features.items():
+            if name not in (*REQUIRED_COLUMNS, *CLASS_COLUMNS):
+                self.column_types.setdefault(name, feature)
 
     def _read(self, image_id: str, location: int) -> dict[str, Any]:
         index = bisect_right(self._first_rows, location) - 1
@@ -137,31 +144,35 @@ class ParquetWriter(RegionWriter):
         path (`str` or `os.PathLike`): The file.
         feature_dtype (`"float16"` or `"float32"`, *optional*):
             Of `features` and `class_probs`. By default as in the first record.
-        column_types (`Mapping[str, pyarrow.DataType]`, *optional*):
-            Types of further columns. By default strings, numbers, dicts, or lists of them by the value of the first
-            record (integers and floats of Python have 64 bits), and strings where that is None or an empty list. Files
-            of one dataset must agree in them: pass the `column_types` of the source.
+        column_types (`Mapping[str, pyarrow.DataType | datasets feature]`, *optional*):
+            Types of further columns; `datasets.Image()` or `datasets.ClassLabel(...)` is what `datasets` then loads. By
+            default strings, numbers, dicts, or lists of them by the value of the first record (integers and floats of
+            Python have 64 bits), and strings where that is None or an empty list. Files of one dataset must agree in
+            them: pass the `column_types` of the source.
+
+    Attributes:
+        schema (`pyarrow.Schema`, *optional*): Of the file; `None` before the first record.
     """
 
     format_name = "parquet"
     columns = None
 
-    def __init__(self, path, feature_dtype: str | None = None, column_types: Mapping[str, pa.DataType] | None = None):
+    def __init__(self, path, feature_dtype: str | None = None, column_types: Mapping[str, Any] | None = None):
         if feature_dtype not in (None, "float16", "float32"):
             raise ValueError(f"`feature_dtype`: expected float16, float32 or None, got {feature_dtype!r}.")
         super().__init__(path)
         self._feature_dtype = feature_dtype
         self._column_types = dict(column_types or {})
         self._writer: pq.ParquetWriter | None = None
-        self._schema: pa.Schema | None = None
+        self.schema: pa.Schema | None = None
         self._pending: list[dict[str, Any]] = []
         self._pending_bytes = 0
 
     def _write(self, record: Mapping[str, Any]):
-        if self._schema is None:
-            self._schema = self._make_schema(record)
-            self._writer = pq.ParquetWriter(self._incomplete, self._schema, use_dictionary=False, compression="zstd")
-        row = {field.name: self._to_arrow(record, field) for field in self._schema}
+        if self.schema is None:
+            self.schema = self._make_schema(record)
+            self._writer = pq.ParquetWriter(self._incomplete, self.schema, use_dictionary=False, compression="zstd")
+        row = {field.name: self._to_arrow(record, field) for field in self.schema}
         self._pending.append(row)
         self._pending_bytes += sum(value.nbytes for value in row.values())
         if self._pending_bytes >= ROW_GROUP_BYTES or len(self._pending) == ROWS_PER_GROUP:
@@ -183,10 +194,21 @@ class ParquetWriter(RegionWriter):
             if values.ndim == 2:
                 column_type = pa.list_(column_type, values.shape[1])
             fields.append((name, pa.list_(column_type)))
+        further: dict[str, Any] = {}  # features of `datasets`
         for name, value in record.items():
-            if name not in (*REQUIRED_COLUMNS, *CLASS_COLUMNS):
-                fields.append((name, self._column_types.get(name) or _infer_type(value)))
-        return pa.schema(fields)
+            if name in (*REQUIRED_COLUMNS, *CLASS_COLUMNS):
+                continue
+            column_type = self._column_types[name] if name in self._column_types else _infer_type(value)
+            if not isinstance(column_type, pa.DataType):
+                further[name] = column_type
+                column_type = datasets.Features({name: column_type}).arrow_schema.field(name).type
+            fields.append((name, column_type))
+        schema = pa.schema(fields)
+        features = datasets.Features.from_arrow_schema(schema)
+        if features | further == features:
+            return schema
+        # Only where Arrow's types do not say it all: the description is in the words of this version of `datasets`.
+        return schema.with_metadata(datasets.Features(features | further).arrow_schema.metadata)
 
     def _to_arrow(self, record: Mapping[str, Any], field: pa.Field) -> pa.Array:
         """One value of a column, as an array of length 1."""
@@ -212,8 +234,8 @@ class ParquetWriter(RegionWriter):
         return pa.ListArray.from_arrays(pa.array([0, len(numbers)], type=pa.int32()), items)
 
     def _write_group(self):
-        columns = [pa.concat_arrays([row[field.name] for row in self._pending]) for field in self._schema]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        columns = [pa.concat_arrays([row[field.name] for row in self._pending]) for field in self.schema]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self.schema))
         self._pending.clear()
         self._pending_bytes = 0
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 REQUIRED_COLUMNS = ("image_id", "width", "height", "boxes", "features")
 CLASS_COLUMNS = ("class_ids", "class_scores", "class_probs")
@@ -54,7 +53,8 @@ class RegionReader(ABC):
     Attributes:
         image_ids (`list[str]`): All image ids in the order of the source, each of them once.
         duplicate_ids (`list[str]`): Those that the source has more than once. Its first record of an image counts.
-        column_types (`Mapping[str, pyarrow.DataType]`): Types of the columns of its own that records may have.
+        column_types (`Mapping[str, pyarrow.DataType | datasets feature]`):
+            Types of the columns of its own that records may have.
 
     Raises:
         `RegionFormatError`: the list of images cannot be read.
@@ -63,7 +63,7 @@ class RegionReader(ABC):
 
     format_name: ClassVar[str]
     description: ClassVar[str]  # what a source of this format looks like
-    column_types: Mapping[str, pa.DataType] = {}
+    column_types: Mapping[str, Any] = {}
 
     def __init__(self, path: str | os.PathLike, image_sizes: Mapping[str, tuple[int, int]] | None = None):
         self.path = Path(path)
@@ -148,7 +148,7 @@ class RegionReader(ABC):
     def error(self, message: str, image_id: str | None = None) -> RegionFormatError:
         """An error that names the source, and the image where one is to blame."""
         item = "" if image_id is None else f", image_id {image_id}"
-        return RegionFormatError(f"{self.path} ({self.format_name}{item}): {message}.")
+        return RegionFormatError(f"{self.path} ({self.format_name}{item}): {message.removesuffix('.')}.")
 
     # What follows turns values of foreign files into those of a record. `name` is the file's own name for the value.
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,21 @@ def list_records(items: Any, where: str) -> Iterator[Record]:
         yield Record(item, f"{where}[{number}]")
 
 
+@contextmanager
+def _expecting_utf8(path: str | os.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8, {error}.") from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """
     Raises:
         ValueError: the file is not JSON.
     """
-    text = Path(path).read_text("utf-8-sig")
+    with _expecting_utf8(path):
+        text = Path(path).read_text("utf-8-sig")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -100,9 +110,14 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def numbered_lines(path: str | os.PathLike) -> Iterator[tuple[str, str]]:
-    """Lines that are not empty, each after its place: `("captions.token, line 3", "...")`."""
+    """
+    Lines that are not empty, each after its place: `("captions.token, line 3", "...")`.
+
+    Raises:
+        ValueError: the file is not in UTF-8.
+    """
     # Only a line feed ends a line: a lone carriage return, or another separator of Unicode, can be part of a sentence.
-    with open(path, encoding="utf-8-sig", newline="\n") as file:
+    with open(path, encoding="utf-8-sig", newline="\n") as file, _expecting_utf8(path):
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield f"{path}, line {number}", line.rstrip("\r\n")
@@ -140,12 +155,16 @@ def _read_json_lines(path: str | os.PathLike) -> Iterator[Record]:
 
 
 def _read_csv(path: str | os.PathLike) -> Iterator[Record]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        columns = next(reader, [])
-        for values in reader:
-            if values:  # not an empty line
-                yield _row(columns, values, f"{path}, line {reader.line_num}")
+    with open(path, encoding="utf-8-sig", newline="") as file, _expecting_utf8(path):
+        # Strict: a quotation mark that is never closed would make one text of all lines after it.
+        reader = csv.reader(file, strict=True)
+        try:
+            columns = next(reader, [])
+            for values in reader:
+                if values:  # not an empty line
+                    yield _row(columns, values, f"{path}, line {reader.line_num}")
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: expected CSV, got {error}.") from error
 
 
 def read_tsv(path: str | os.PathLike) -> Iterator[Record]:

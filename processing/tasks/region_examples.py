@@ -62,7 +62,7 @@ class ExamplesWithRegions(torch.utils.data.Dataset):
         return len(self.examples)
 
     def lengths(self) -> np.ndarray:
-        """Number of regions of every example, int64 `(len(self),)`, for [`LengthGroupedSampler`]."""
+        """Number of regions of every example, int64 `(len(self),)`, for [`ShuffledBatchSampler`]."""
         return self._region_counts
 
     def __getitem__(self, index: int) -> dict[str, Any]:

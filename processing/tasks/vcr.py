@@ -77,8 +77,10 @@ def read_vcr(path: str | os.PathLike, image_id: Literal["img_id", "img_fn"] = "i
 
     Raises:
         ValueError: a broken line, a missing field, an object number or a label out of range, other than four choices,
-            an annotation id twice; with file and line.
+            an annotation id twice; with file and line. Another `image_id`.
     """
+    if image_id not in ("img_id", "img_fn"):
+        raise ValueError(f"`image_id` must be one of ['img_id', 'img_fn'], got {image_id!r}.")
     examples, annot_ids = [], set()
     for record in read_records(path):
         if record["annot_id"] in annot_ids:
@@ -88,7 +90,7 @@ def read_vcr(path: str | os.PathLike, image_id: Literal["img_id", "img_fn"] = "i
         question = writer.write(record["question"])
         answers = [writer.write(tokens) for tokens in _choices(record, "answer_choices")]
         rationales = [writer.write(tokens) for tokens in _choices(record, "rationale_choices")]
-        image_name = PurePosixPath(record["img_fn"]).name if image_id == "img_fn" else record["img_id"]
+        image_name = PurePosixPath(record.text("img_fn")).name if image_id == "img_fn" else record["img_id"]
         examples.append(
             VCRExample(
                 annot_id=record["annot_id"],
@@ -145,7 +147,7 @@ def _label(record: Record, name: str) -> int | None:
 
 
 def _path_inside(record: Record, name: str) -> str:
-    path = PurePosixPath(record[name])
+    path = PurePosixPath(record.text(name))
     if path.is_absolute() or ".." in path.parts:
         raise record.error(f"expected {name!r} to be a path inside the folder of images, got {record[name]!r}.")
     return record[name]

@@ -62,8 +62,8 @@ def read_questions(path: str | os.PathLike, annotations_path: str | os.PathLike 
     Args:
         path (`str` or `os.PathLike`):
             Either VQA's official `.json` with `questions`: `question_id`, `image_id`, `question`. Or a list, `.json`,
-            `.jsonl`, `.csv` or `.tsv`, of the same fields with the answers beside them: `answers` (a list) or `answer`
-            (a string); optionally `question_type` and `answer_type`.
+            `.jsonl`, `.csv` or `.tsv`, of the same fields with the answers beside them: `answers` (a list) or else
+            `answer` (a string); optionally `question_type` and `answer_type`.
         annotations_path (`str` or `os.PathLike`, *optional*):
             VQA's official `.json` with `annotations`. A test split has none.
 
@@ -112,8 +112,10 @@ def questions_of_dataset(region_dataset: RegionDataset, column: str = "questions
 
 
 def _example(record: Record, question_id: int | str, image_id: int | str) -> VQAExample:
-    answers = record.texts("answers") if "answers" in record else None
-    if "answer" in record:
+    answers = None
+    if "answers" in record:
+        answers = record.texts("answers")
+    elif "answer" in record:
         answers = [record.text("answer")]
     return VQAExample(
         question_id=question_id,
@@ -306,10 +308,10 @@ def read_answer_vocabulary(path: str | os.PathLike) -> dict[str, int]:
 
 
 def _checked_labels(label2id: Mapping[str, int], expected: str = "Expected") -> Mapping[str, int]:
-    if sorted(label2id.values()) != list(range(len(label2id))):
-        faults = set(label2id.values()) ^ set(range(len(label2id)))
+    faults = set(label2id.values()) ^ set(range(len(label2id)))
+    if faults:
         raise ValueError(
-            f"{expected} the labels 0 to {len(label2id) - 1}, each once, got others at {sorted(faults)[:5]}."
+            f"{expected} the labels 0 to {len(label2id) - 1}, each once, got others at {sorted(faults, key=repr)[:5]}."
         )
     return label2id
 
