@@ -26,15 +26,16 @@ same bytes. `conversion_report.json` says of each image that is missing why it i
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
+from files import write_json
 from processing.region_formats import WRITERS
 from processing.tasks import canonical_image_id, read_captions, read_questions
 from processing.tasks.files import numbered_lines, read_json
@@ -50,7 +51,6 @@ from region_conversion import (
     write_shards,
 )
 from region_sources import ByImage, RegionSource, open_source, read_image_sizes
-from training import write_json
 
 FORMATS_BY_EXTENSION = {".lmdb": "vilbert_lmdb", ".hdf5": "hdf5", ".h5": "hdf5"}
 ROWS_PER_SHARD = 3000
@@ -132,19 +132,24 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     output.add_argument(
         "--dtype", choices=["float16", "float32"], help="Of features and class_probs. By default as in the source."
     )
-    output.add_argument(
-        "--rows_per_shard", type=int, help=f"A file is for so many images of the source. By default {ROWS_PER_SHARD}."
-    )
-    output.add_argument("--num_proc", type=int, help="Number of processes. By default 1.")
-    output.add_argument("--push_to_hub", action="store_true", help="Uploads the dataset to the Hub.")
-    output.add_argument("--hub_dataset_id", help="Repository to upload to. By default the name of the destination.")
-    output.add_argument("--hub_token", help="Token for the Hub, if not logged in.")
+    add_output_arguments(output)
     args = parser.parse_args()
     try:
         check_args(args)
     except ValueError as error:
         parser.error(str(error))
     return parser, args
+
+
+def add_output_arguments(parser: Any):
+    """Those of every script that writes region datasets; `parser` may be a group of arguments."""
+    parser.add_argument(
+        "--rows_per_shard", type=int, help=f"A file is for so many images of the source. By default {ROWS_PER_SHARD}."
+    )
+    parser.add_argument("--num_proc", type=int, help="Number of processes. By default 1.")
+    parser.add_argument("--push_to_hub", action="store_true", help="Uploads the dataset to the Hub.")
+    parser.add_argument("--hub_dataset_id", help="Repository to upload to. By default the name of the destination.")
+    parser.add_argument("--hub_token", help="Token for the Hub, if not logged in.")
 
 
 def check_args(args: argparse.Namespace):
@@ -161,14 +166,8 @@ def check_args(args: argparse.Namespace):
         for name in ("captions", "questions", "split", "dtype", "rows_per_shard", "num_proc", "push_to_hub"):
             if getattr(args, name):
                 raise ValueError(f"--{name} is for Parquet, got the format {args.to}")
-    args.split = args.split or "train"
-    args.rows_per_shard = ROWS_PER_SHARD if args.rows_per_shard is None else args.rows_per_shard
-    args.num_proc = 1 if args.num_proc is None else args.num_proc
-    for name in ("max_regions", "rows_per_shard", "num_proc"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
-    if not re.fullmatch(r"\w+(\.\w+)*", args.split):
-        raise ValueError(f"--split: expected letters, digits, underscores and dots, got {args.split}")
+    check_output_args(args)
+    check_positive(args, "max_regions")
     if args.captions_split and not args.captions:
         raise ValueError("--captions_split goes with --captions, got no --captions")
     if args.annotations and len(args.annotations) != len(args.questions or []):
@@ -176,6 +175,22 @@ def check_args(args: argparse.Namespace):
             f"--annotations: expected a file for each of --questions, got {len(args.annotations)} for "
             f"{len(args.questions or [])}"
         )
+
+
+def check_output_args(args: argparse.Namespace):
+    """Fills in the defaults of the output, and refuses what cannot be."""
+    args.split = args.split or "train"
+    args.rows_per_shard = ROWS_PER_SHARD if args.rows_per_shard is None else args.rows_per_shard
+    args.num_proc = 1 if args.num_proc is None else args.num_proc
+    check_positive(args, "rows_per_shard", "num_proc")
+    if not re.fullmatch(r"\w+(\.\w+)*", args.split):
+        raise ValueError(f"--split: expected letters, digits, underscores and dots, got {args.split}")
+
+
+def check_positive(args: argparse.Namespace, *names: str):
+    for name in names:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(args, name)}")
 
 
 # ---------------------------------------------------------------- what is to be converted
@@ -188,21 +203,28 @@ class Plan:
 
     Args:
         source: With all images.
+        converter: Reads an image of it as it is to be written.
         image_ids: Those to convert, in order.
         missing: Images that are not to be converted, by reason.
         texts: Further columns, by image.
-        text_types: Arrow types of these columns.
         not_in_source: Image ids that files of arguments name and the source does not have, by argument.
         settings: All that decides on the rows and the files.
     """
 
     source: RegionSource
+    converter: Converter
     image_ids: list[str]
     missing: dict[str, list[str]]
-    texts: dict[str, ByImage]
-    text_types: dict[str, pa.DataType]
+    texts: Mapping[str, Mapping[str, list]]
     not_in_source: dict[str, list[str]]
     settings: dict[str, Any]
+
+    script: ClassVar[str] = "convert_regions.py"
+
+    def make_texts(self, work_dir: Path, num_proc: int) -> tuple[Mapping[str, Mapping[str, list]], list[str]]:
+        """Further columns, by image, and what the user ought to know of them. What takes long is kept in `work_dir`,
+        for the case that the conversion is stopped."""
+        return self.texts, []
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -235,7 +257,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
     named = {"exclude_images": excluded}
     named |= {"captions" if column == args.caption_column else "questions": texts[column] for column in texts}
     not_in_source = {name: [i for i in image_ids if i not in known] for name, image_ids in named.items()}
-    return Plan(source, image_ids, missing, texts, text_types, not_in_source, make_settings(args, source))
+    converter = Converter(
+        source,
+        max_regions=args.max_regions,
+        min_confidence=args.min_confidence,
+        dtype=args.dtype,
+        expects_sizes=args.image_sizes is not None,
+        text_types=text_types,
+    )
+    return Plan(source, converter, image_ids, missing, texts, not_in_source, make_settings(args, source))
 
 
 def read_ids(path: str) -> list[str]:
@@ -300,24 +330,12 @@ def make_settings(args: argparse.Namespace, source: RegionSource) -> dict[str, A
 # ---------------------------------------------------------------- conversion
 
 
-def make_converter(args: argparse.Namespace, plan: Plan) -> Converter:
-    return Converter(
-        plan.source,
-        max_regions=args.max_regions,
-        min_confidence=args.min_confidence,
-        dtype=args.dtype,
-        expects_sizes=args.image_sizes is not None,
-        text_types=plan.text_types,
-    )
-
-
 def convert_to_file(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """Writes a file, or LMDB folder, and a report beside it."""
     path = Path(args.destination)
-    converter = make_converter(args, plan)
-    notes = converter.begin(plan.image_ids, args.to, args.on_error)
+    notes = plan.converter.begin(plan.image_ids, args.to, args.on_error)
     with tqdm(total=len(plan.image_ids), unit="image") as progress_bar:
-        counts = write_file(path, args.to, converter, plan.image_ids, args.on_error, progress_bar.update)
+        counts = write_file(path, args.to, plan.converter, plan.image_ids, args.on_error, progress_bar.update)
     report = make_report(plan, counts, notes)
     write_json(path.with_name(f"{path.name}.conversion_report.json"), report)
     return report
@@ -328,12 +346,13 @@ def convert_to_parquet(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     folder = DatasetFolder(Path(args.destination), args.split)
     with folder.lock():
         if not folder.is_complete(plan.settings):
-            converter = make_converter(args, plan)
-            notes = converter.begin(plan.image_ids, args.to, args.on_error)
-            columns = {column.name: type_name(column.type) for column in converter.schema}
+            notes = plan.converter.begin(plan.image_ids, "parquet", args.on_error)
+            columns = {column.name: type_name(column.type) for column in plan.converter.schema}
             folder.begin(plan.settings, columns)
-            shards = folder.shards(plan.image_ids, args.rows_per_shard, plan.texts)
-            counts = write_missing_shards(args, converter, shards)
+            texts, notes_on_texts = plan.make_texts(folder.work_dir, args.num_proc)
+            notes += notes_on_texts
+            shards = folder.shards(plan.image_ids, args.rows_per_shard, texts)
+            counts = write_missing_shards(args, plan.converter, shards)
             files = {
                 f"data/{shard.path.name}": {"images": part.images, "bytes": part.num_bytes, "sha256": part.sha256}
                 for shard, part in zip(shards, counts, strict=True)
@@ -383,6 +402,7 @@ def make_report(
 ) -> dict[str, Any]:
     """All that there is to say of a conversion, for `conversion_report.json`, the card and the terminal."""
     report = {
+        "script": plan.script,
         "settings": plan.settings,
         "notes": notes,
         "images_in": len(plan.source),
@@ -460,7 +480,7 @@ from processing import load_region_dataset
 regions = load_region_dataset("{name}", "{split}")
 ```
 
-Converted with `examples/convert_regions.py` of InterBERT.
+Written by {scripts} of InterBERT.
 """
 
 
@@ -484,6 +504,7 @@ def make_card(name: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
         columns="\n".join(f"| `{column}` | `{kind}` |" for column, kind in columns.items()),
         origins="\n\n".join(describe_origin(split, report) for split, report in reports.items()),
         split=next(iter(reports), ""),
+        scripts=", ".join(dict.fromkeys(f"`examples/{report['script']}`" for report in reports.values())),
     )
 
 
@@ -524,13 +545,13 @@ def push_dataset(args: argparse.Namespace, repo_id: str) -> str:
     return str(commit.commit_url)
 
 
-def main():
-    parser, args = parse_args()
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace, make_plan: Callable[[argparse.Namespace], Plan]):
+    """Converts, uploads, and reports on the terminal."""
     try:
         plan = make_plan(args)
         repo_id = create_repository(args) if args.push_to_hub else None
         report = convert_to_parquet(args, plan) if args.to == "parquet" else convert_to_file(args, plan)
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "Stopped. The same command goes on where it was, or starts over for formats but Parquet.\n")
@@ -539,6 +560,10 @@ def main():
         print(f"Uploaded: {push_dataset(args, repo_id)}")
     split = f" --split {args.split}" if args.to == "parquet" else ""
     print(f"Next: python examples/inspect_regions.py {args.destination}{split}")
+
+
+def main():
+    run(*parse_args(), make_plan)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The work of convert_regions.py: from records of a source to shards of a region dataset, or to one file."""
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -15,14 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
+from files import write_json
 from processing.region_formats import WRITERS, RegionFormatError, RegionWriter, check_record, create_regions
 from region_sources import RegionSource
-from training import write_json
 
 # Columns with one item per region; all others are of the image.
 REGION_COLUMNS = ("boxes", "features", "class_ids", "class_scores", "class_probs", "attribute_ids", "attribute_scores")
@@ -163,12 +165,12 @@ class Converter:
         with tempfile.TemporaryDirectory() as folder:
             with self.create_shard(Path(folder, "first")) as writer:
                 writer.write({**record, **texts})
-            return pq.read_schema(Path(folder, "first"))
+            return writer.schema
 
     def create_shard(self, path: Path) -> RegionWriter:
         types = self.source.column_types | self.text_types
         if self.schema is not None:
-            types = {column.name: column.type for column in self.schema}
+            types = datasets.Features.from_arrow_schema(self.schema)
         return create_regions(path, "parquet", feature_dtype=self.dtype, column_types=types)
 
     def _read_checked(self, image_id: str) -> dict[str, Any]:
@@ -367,10 +369,6 @@ def file_digest(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-# Of a worker process: what `_start_worker` was given.
-_worker: tuple[Converter, str, Any] | None = None
-
-
 def write_shards(
     shards: Sequence[Shard], converter: Converter, on_error: str, num_proc: int, advance: Callable[[int], Any]
 ):
@@ -384,17 +382,44 @@ def write_shards(
         ValueError: as in [`write_images`]. Shards that were complete by then are kept.
         RuntimeError: a process was killed.
     """
-    if num_proc == 1 or len(shards) <= 1:
-        for shard in shards:
-            shard.write(converter, on_error, lambda: advance(1))
+    run_tasks(functools.partial(_write_shard, converter, on_error), shards, num_proc, advance)
+
+
+def _write_shard(converter: Converter, on_error: str, shard: Shard, advance: Callable[[int], Any]):
+    shard.write(converter, on_error, lambda: advance(1))
+
+
+# ---------------------------------------------------------------- processes
+
+# Of a worker process: what `_start_worker` was given.
+_worker: tuple[Callable[[Any, Callable[[int], Any]], Any], Any] | None = None
+
+
+def run_tasks(
+    run: Callable[[Any, Callable[[int], Any]], Any], tasks: Sequence[Any], num_proc: int, advance: Callable[[int], Any]
+):
+    """
+    Runs tasks, in this process or in several others.
+
+    Args:
+        run: Is called with a task, and with a function to call with the number of images since its last call. It goes
+            to the other processes once, and every task to one of them.
+        advance: Called with the number of images since its last call.
+
+    Raises:
+        RuntimeError: a process was killed.
+    """
+    if num_proc == 1 or len(tasks) <= 1:
+        for task in tasks:
+            run(task, advance)
         return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
     with ProcessPoolExecutor(
-        min(num_proc, len(shards)), context, initializer=_start_worker, initargs=(converter, on_error, counter)
+        min(num_proc, len(tasks)), context, initializer=_start_worker, initargs=(run, counter)
     ) as executor:
         try:
-            pending = {executor.submit(_write_in_worker, shard) for shard in shards}
+            pending = {executor.submit(_run_in_worker, task) for task in tasks}
             num_shown = 0
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -416,9 +441,9 @@ def write_shards(
             raise
 
 
-def _start_worker(converter: Converter, on_error: str, counter: Any):
+def _start_worker(run: Callable[[Any, Callable[[int], Any]], Any], counter: Any):
     global _worker
-    _worker = converter, on_error, counter
+    _worker = run, counter
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -428,14 +453,14 @@ def _exit_with_parent():
     os._exit(1)
 
 
-def _write_in_worker(shard: Shard):
-    converter, on_error, counter = _worker
+def _run_in_worker(task: Any):
+    run, counter = _worker
 
-    def advance():
+    def advance(num_images: int):
         with counter.get_lock():
-            counter.value += 1
+            counter.value += num_images
 
-    shard.write(converter, on_error, advance)
+    run(task, advance)
 
 
 # ---------------------------------------------------------------- the folder
@@ -464,8 +489,8 @@ class DatasetFolder:
         self.path = path
         self.split = split
         self._all_work_dir = path / ".conversion"
-        self._work_dir = self._all_work_dir / split
-        self._settings_path = self._work_dir / "settings.json"
+        self.work_dir = self._all_work_dir / split
+        self._settings_path = self.work_dir / "settings.json"
         self._report_path = path / "conversion_report.json"
         if path.exists() and not path.is_dir():
             raise FileExistsError(f"{path} exists, and is no folder.")
@@ -517,9 +542,7 @@ class DatasetFolder:
         if before["source_fingerprint"] != now["source_fingerprint"]:
             differences.append("the files of the source have changed")
         if differences:
-            other = (
-                f"remove {self._work_dir} to start over" if self._settings_path.exists() else "choose another folder"
-            )
+            other = f"remove {self.work_dir} to start over" if self._settings_path.exists() else "choose another folder"
             raise ValueError(
                 f"{self.path}: expected the settings with which the split {self.split} was begun, got others: "
                 f"{'; '.join(differences)}. Give the same ones, or {other}."
@@ -551,7 +574,7 @@ class DatasetFolder:
         for number in range(num_shards):
             ids = image_ids[number * rows_per_shard : (number + 1) * rows_per_shard]
             # Without the extension, nobody takes the files for those of a dataset before all of them are complete.
-            work_path = self._work_dir / f"{number:05d}"
+            work_path = self.work_dir / f"{number:05d}"
             path = self.path / "data" / f"{self.split}-{number:05d}-of-{num_shards:05d}.parquet"
             texts_of_shard = {name: {i: values[i] for i in ids if i in values} for name, values in texts.items()}
             shards.append(Shard(work_path, path, ids, texts_of_shard))
@@ -574,13 +597,13 @@ class DatasetFolder:
             others = {split: report for split, report in reports.items() if split != self.split}
             if path.read_text(encoding="utf-8") not in (make_card(reports), make_card(others)):
                 return False
-        unfinished = self._work_dir / "README.md"
+        unfinished = self.work_dir / "README.md"
         unfinished.parent.mkdir(exist_ok=True)
         unfinished.write_text(make_card(reports), encoding="utf-8")
         unfinished.replace(path)
         return True
 
     def remove_work(self):
-        shutil.rmtree(self._work_dir, ignore_errors=True)
+        shutil.rmtree(self.work_dir, ignore_errors=True)
         if {entry.name for entry in self._all_work_dir.iterdir()} <= {"lock"}:
             shutil.rmtree(self._all_work_dir)

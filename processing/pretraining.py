@@ -9,7 +9,8 @@ for epoch in range(epochs):
     ...
 ```
 
-The second stage of the two-stage schedule calls `set_objectives(("msm", "mrm", "itm"))` on both.
+The second stage of the two-stage schedule calls `set_objectives(("msm", "mrm", "itm"))` on both. Whatever is set on the
+two takes effect with the next iteration over the loader, whose workers have copies of them.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from .hard_negatives import normalize_caption
 from .masking import (
     IGNORED_LABEL,
     MaskingVocabulary,
@@ -75,21 +77,28 @@ class PretrainingObjectives:
         return cls(text, regions, "itm" in names)
 
 
-def _normalized(caption: str) -> str:
-    # Captions that differ only in case or white space describe an image equally well.
-    return " ".join(caption.casefold().split())
-
-
 class PretrainingPairs(torch.utils.data.Dataset):
     """
     One sample per (image, caption). With the objective `"itm"`, a share of the samples are negatives: the caption is
-    replaced by a random caption of another image, never by one whose text is also a caption of this image.
+    replaced by one of another image, never by one whose text is also a caption of this image. Of the negatives
 
-    A sample is a dict for [`PretrainingCollator`]: `index` and `epoch` (`int`), `record` (the region record of the
-    image), `caption` (`str`), `itm_label` (0 = the pair matches, 1 = it does not, `None` without `"itm"`) and `rng`,
-    the generator that the collator goes on drawing from. All draws of a sample come from
-    `np.random.default_rng([seed, epoch, index])`: they depend neither on the order of samples, nor on the batch, the
-    worker or the process.
+    - a share are hard: a caption from the image's list in the column `hard_negatives`, all equally likely; a random
+      one where that list is empty,
+    - a share are in-batch: the caption of another sample of the batch, which [`PretrainingCollator`] puts in; here such
+      a sample still matches,
+    - the others are random: any caption of the dataset.
+
+    A sample is a dict for [`PretrainingCollator`]:
+
+    - `index` and `epoch` (`int`), `record` (the region record of the image),
+    - `caption` (`str`), `itm_label` (0 = the pair matches, 1 = it does not, `None` without `"itm"`),
+    - `own_caption` (`str`): the caption that the sample has where it matches,
+    - `unfit_captions` (set of `str`, or `None`): of a sample that is to become an in-batch negative, the captions of
+      its image, normalized,
+    - `rng`: the generator that the collator goes on drawing from.
+
+    All draws of a sample come from `np.random.default_rng([seed, epoch, index])`: but for the captions of in-batch
+    negatives, they depend neither on the order of samples, nor on the batch, the worker or the process.
 
     Args:
         region_dataset (`RegionDataset`):
@@ -105,10 +114,15 @@ class PretrainingPairs(torch.utils.data.Dataset):
         fixed_epoch (`int`, optional):
             For validation: samples are those of this epoch, whatever `set_epoch` says. (Loaders prepared by Accelerate
             call `set_epoch` by themselves, with the number of times that they were iterated.)
+        hard_negative_share, in_batch_negative_share (`float`):
+            Of the negatives, together at most 1.
+        hard_negative_column (`str`):
+            A column of lists of strings, as `examples/mine_hard_negatives.py` writes it; only needed for hard
+            negatives.
 
     Raises:
-        ValueError: for a missing caption column, a dataset without captions, or captions of fewer than two images
-            where negatives are wanted.
+        ValueError: for a missing column, a dataset without captions, captions of fewer than two images where negatives
+            are wanted, or shares that are none.
     """
 
     def __init__(
@@ -119,6 +133,9 @@ class PretrainingPairs(torch.utils.data.Dataset):
         negative_probability: float = 0.5,
         objectives: str | Sequence[str] | PretrainingObjectives = ("mlm", "mom", "itm"),
         fixed_epoch: int | None = None,
+        hard_negative_share: float = 0.0,
+        in_batch_negative_share: float = 0.0,
+        hard_negative_column: str = "hard_negatives",
     ):
         if seed < 0:
             raise ValueError(f"`seed` must not be negative, got {seed}.")
@@ -126,6 +143,7 @@ class PretrainingPairs(torch.utils.data.Dataset):
             raise ValueError(f"`negative_probability` must be between 0 and 1, got {negative_probability}.")
         self.region_dataset = region_dataset
         self.caption_column = caption_column
+        self.hard_negative_column = hard_negative_column
         self.seed = seed
         self.negative_probability = negative_probability
         self.fixed_epoch = fixed_epoch
@@ -139,6 +157,7 @@ class PretrainingPairs(torch.utils.data.Dataset):
         if len(self) == 0:
             raise ValueError(f"None of {len(counts)} images has regions and captions in column {caption_column!r}.")
         self.set_objectives(objectives)
+        self.set_negative_shares(hard_negative_share, in_batch_negative_share)
 
     def set_epoch(self, epoch: int) -> None:
         """Other negatives and masks are drawn in every epoch."""
@@ -152,6 +171,28 @@ class PretrainingPairs(torch.utils.data.Dataset):
         if self.objectives.matching and self.negative_probability > 0 and num_images < 2:
             raise ValueError(f"Negatives need captions of at least 2 images, got {num_images}.")
 
+    def set_negative_shares(self, hard_negative_share: float = 0.0, in_batch_negative_share: float = 0.0) -> None:
+        """How many of the negatives are hard and how many in-batch, from now on."""
+        for name, share in (
+            ("hard_negative_share", hard_negative_share),
+            ("in_batch_negative_share", in_batch_negative_share),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {share}.")
+        if hard_negative_share + in_batch_negative_share > 1:
+            raise ValueError(
+                "`hard_negative_share` and `in_batch_negative_share` must add up to at most 1, got "
+                f"{hard_negative_share} and {in_batch_negative_share}."
+            )
+        column_names = self.region_dataset.column_names
+        if hard_negative_share > 0 and self.hard_negative_column not in column_names:
+            raise ValueError(
+                f"Hard negatives need the column {self.hard_negative_column!r}, which examples/mine_hard_negatives.py "
+                f"adds, the dataset has only {column_names}."
+            )
+        self.hard_negative_share = hard_negative_share
+        self.in_batch_negative_share = in_batch_negative_share
+
     def __len__(self) -> int:
         return int(self._first_pairs[-1])
 
@@ -161,7 +202,7 @@ class PretrainingPairs(torch.utils.data.Dataset):
 
     def lengths(self) -> np.ndarray:
         """
-        How long each sample is, for [`LengthGroupedSampler`]: number of regions, and characters of its own caption.
+        How long each sample is, for [`ShuffledBatchSampler`]: number of regions, and characters of its own caption.
 
         Returns:
             int64 array of shape `(len(self), 2)`.
@@ -182,33 +223,53 @@ class PretrainingPairs(torch.utils.data.Dataset):
         index = int(index) % len(self)
         image, caption_number = self._image_and_caption_number(index)
         captions = self.region_dataset.captions(image, self.caption_column)
-        caption = captions[caption_number]
         rng = np.random.default_rng([self.seed, self.epoch, index])
-        itm_label = None
-        if self.objectives.matching:
-            itm_label = int(rng.random() < self.negative_probability)
-            if itm_label == 1:
-                caption = self._draw_negative(image, captions, rng)
-        return {
+        sample = {
             "index": index,
             "epoch": self.epoch,
             "record": self.region_dataset[image],
-            "caption": caption,
-            "itm_label": itm_label,
+            "caption": captions[caption_number],
+            "itm_label": 0 if self.objectives.matching else None,
+            "own_caption": captions[caption_number],
+            "unfit_captions": None,
             "rng": rng,
         }
+        if self.objectives.matching and rng.random() < self.negative_probability:
+            # Keeps out the image's own captions, and those of other images that say the same.
+            unfit_captions = {normalize_caption(caption) for caption in captions}
+            kind = self._draw_kind_of_negative(rng)
+            if kind == "in_batch":
+                sample["unfit_captions"] = unfit_captions
+            else:
+                draw = self._draw_hard_negative if kind == "hard" else self._draw_random_negative
+                sample["caption"] = draw(image, unfit_captions, rng)
+                sample["itm_label"] = 1
+        return sample
 
-    def _draw_negative(self, image: int, captions: list[str], rng: np.random.Generator) -> str:
-        # Keeps out the image's own captions, and those of other images that say the same.
-        own_captions = {_normalized(caption) for caption in captions}
+    def _draw_kind_of_negative(self, rng: np.random.Generator) -> Literal["hard", "in_batch", "random"]:
+        if self.hard_negative_share == self.in_batch_negative_share == 0:
+            return "random"  # without a draw
+        draw = rng.random()
+        if draw < self.hard_negative_share:
+            return "hard"
+        return "in_batch" if draw < self.hard_negative_share + self.in_batch_negative_share else "random"
+
+    def _draw_hard_negative(self, image: int, unfit_captions: set[str], rng: np.random.Generator) -> str:
+        candidates = self.region_dataset.captions(image, self.hard_negative_column)
+        candidates = [candidate for candidate in candidates if normalize_caption(candidate) not in unfit_captions]
+        if not candidates:
+            return self._draw_random_negative(image, unfit_captions, rng)
+        return candidates[int(rng.integers(len(candidates)))]
+
+    def _draw_random_negative(self, image: int, unfit_captions: set[str], rng: np.random.Generator) -> str:
         for _ in range(MAX_NEGATIVE_DRAWS):
             other_image, caption_number = self._image_and_caption_number(int(rng.integers(len(self))))
             candidate = self.region_dataset.captions(other_image, self.caption_column)[caption_number]
-            if _normalized(candidate) not in own_captions:
+            if normalize_caption(candidate) not in unfit_captions:
                 return candidate
         raise ValueError(
             f"Found no caption of another image that differs from the captions of row {image} in "
-            f"{MAX_NEGATIVE_DRAWS} draws: {captions}."
+            f"{MAX_NEGATIVE_DRAWS} draws: {self.region_dataset.captions(image, self.caption_column)}."
         )
 
 
@@ -227,6 +288,9 @@ class PretrainingCollator:
 
     Negative pairs are masked like positive ones, or masks would give their label away, but nothing masked in them is
     scored.
+
+    A sample that is to become an in-batch negative takes the own caption of another sample of the batch, all equally
+    likely that do not say the same as a caption of its image. Where there is none, it goes on matching.
 
     Args:
         processor (`InterBERTProcessor`):
@@ -264,12 +328,8 @@ class PretrainingCollator:
             raise ValueError(
                 f"`region_objective` must be one of {list(REGION_TARGET_COLUMNS)}, got {region_objective!r}."
             )
-        for name, probability in (
-            ("text_mask_probability", text_mask_probability),
-            ("region_mask_probability", region_mask_probability),
-        ):
-            if probability is not None and not 0 <= probability <= 1:
-                raise ValueError(f"`{name}` must be between 0 and 1, got {probability}.")
+        if not 0 <= region_mask_probability <= 1:
+            raise ValueError(f"`region_mask_probability` must be between 0 and 1, got {region_mask_probability}.")
         if max_length < 3:
             raise ValueError(f"`max_length` must be at least 3, a token between two special ones, got {max_length}.")
         if max_regions is not None and max_regions < 1:
@@ -277,7 +337,6 @@ class PretrainingCollator:
         self.processor = processor
         self.region_objective = region_objective
         self.conditional_masking = conditional_masking
-        self.text_mask_probability = text_mask_probability
         self.region_mask_probability = region_mask_probability
         self.max_length = max_length
         self.max_regions = max_regions
@@ -287,10 +346,17 @@ class PretrainingCollator:
         self._is_special = np.zeros(max(*special_ids, self.vocabulary.replacement_token_ids[-1]) + 1, dtype=bool)
         self._is_special[special_ids] = True
         self.set_objectives(objectives)
+        self.set_text_mask_probability(text_mask_probability)
 
     def set_objectives(self, objectives: str | Sequence[str] | PretrainingObjectives) -> None:
         """Begins another stage, such as the second of the two-stage schedule."""
         self.objectives = PretrainingObjectives.parse(objectives)
+
+    def set_text_mask_probability(self, text_mask_probability: float | None) -> None:
+        """Another rate from now on, for a schedule; `None` is the paper's for the objective."""
+        if text_mask_probability is not None and not 0 <= text_mask_probability <= 1:
+            raise ValueError(f"`text_mask_probability` must be between 0 and 1, got {text_mask_probability}.")
+        self.text_mask_probability = text_mask_probability
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if any((sample["itm_label"] is not None) != self.objectives.matching for sample in samples):
@@ -298,6 +364,7 @@ class PretrainingCollator:
                 f"Pairs and collator must have the same objectives; the collator has {self.objectives}, the pairs come "
                 f"with {'no ' if self.objectives.matching else ''}matching labels."
             )
+        samples = self._with_in_batch_negatives(samples)
         records = [sample["record"] for sample in samples]
         batch = self.tokenize([sample["caption"] for sample in samples])
         batch.update(pad_regions(records, self.processor.region_feature_size, self.max_regions))
@@ -308,6 +375,25 @@ class PretrainingCollator:
         if self.objectives.matching:
             batch["itm_labels"] = np.array([sample["itm_label"] for sample in samples], dtype=np.int64)
         return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    @staticmethod
+    def _with_in_batch_negatives(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The samples, of which those with `unfit_captions` are replaced by negatives."""
+        if all(sample["unfit_captions"] is None for sample in samples):
+            return samples
+        normalized = [normalize_caption(sample["own_caption"]) for sample in samples]
+        replaced = []
+        for sample in samples:
+            if sample["unfit_captions"] is not None:
+                # One draw in any case: the masks that are drawn next must not depend on the batch.
+                draw = sample["rng"].random()
+                # Samples of the same image have captions of the same image, and do not fit either.
+                fitting = [i for i, caption in enumerate(normalized) if caption not in sample["unfit_captions"]]
+                if fitting:
+                    chosen = samples[fitting[int(draw * len(fitting))]]
+                    sample = sample | {"caption": chosen["own_caption"], "itm_label": 1}
+            replaced.append(sample)
+        return replaced
 
     def tokenize(self, captions: list[str]) -> dict[str, np.ndarray]:
         """`input_ids`, `attention_mask` and `token_type_ids` of a list of captions, int64 `(batch, tokens)`."""

@@ -12,13 +12,17 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 from hub_server import needs_hub, start_hub
+from PIL import Image
 
 import convert_regions
+import inspect_regions
+import visualize_attention
 from processing import RegionStream, load_region_dataset
 from processing.region_formats import create_regions, open_regions
 from processing.tasks import questions_of_dataset
@@ -150,6 +154,27 @@ def test_the_dataset_is_one_for_every_reader(source, tmp_path, convert):
         "conversion_report.json",
         "data",
     ]
+
+
+def test_pictures_stay_pictures(tmp_path, convert):
+    """A column of pictures is one in the converted dataset, too, where the scripts that draw find it."""
+    pictures = [Image.new("RGB", (20, 10), (50 * number, 0, 0)) for number in range(5)]
+    rows = [make_record(number) | {"image": picture} for number, picture in enumerate(pictures)]
+    rows[4]["class_scores"][:] = 0  # so that the last shard is empty
+    (tmp_path / "source").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "source" / "train.parquet")
+
+    options = ("--rows_per_shard", 2, "--dtype", "float16", "--min_confidence", 0.1)
+    convert(tmp_path / "source", tmp_path / "regions", *options)
+    regions = load_region_dataset(tmp_path / "regions", "train")
+    assert regions.dataset.features["image"] == datasets.Image()
+    record = open_source([str(tmp_path / "regions")])["image-3"]
+    for picture in (visualize_attention.load_picture(regions, 3, None), inspect_regions.picture_of(record, None)):
+        np.testing.assert_array_equal(np.asarray(picture), np.asarray(pictures[3]))
+    convert(tmp_path / "source", tmp_path / "again", *options, "--num_proc", 2)
+    for path in (tmp_path / "regions" / "data").iterdir():
+        assert datasets.Features.from_arrow_schema(pq.read_schema(path)) == regions.dataset.features
+        assert (tmp_path / "again" / "data" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("name, to", [("a.lmdb", "vilbert_lmdb"), ("a.h5", "hdf5"), ("a.hdf5", "hdf5")])

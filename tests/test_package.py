@@ -118,7 +118,8 @@ def test_examples_import_at_the_top_only_what_their_extra_brings():
 
 
 def test_tests_import_only_what_make_test_installs():
-    assert undeclared(imports_below("tests"), requirements("examples", "formats", "onnx", "streaming", "test")) == []
+    extras = ("examples", "formats", "negatives", "onnx", "streaming", "test")
+    assert undeclared(imports_below("tests"), requirements(*extras)) == []
     assert '".[dev]"' in read("Makefile")
 
 

@@ -29,7 +29,7 @@ def normalized(text):
     return " ".join(text.lower().split())
 
 
-def make_dataset(num_images=30, captions=None, class_probs=True, region_counts=None):
+def make_dataset(num_images=30, captions=None, class_probs=True, region_counts=None, hard_negatives=None):
     rng = np.random.default_rng(0)
     columns = {name: [] for name in ("boxes", "features", "class_ids", "class_probs", "captions")}
     for i in range(num_images):
@@ -54,6 +54,8 @@ def make_dataset(num_images=30, captions=None, class_probs=True, region_counts=N
     )
     if not class_probs:
         table = table.drop_columns(["class_probs"])
+    if hard_negatives is not None:
+        table = table.append_column("hard_negatives", pa.array(hard_negatives, pa.list_(pa.string())))
     return RegionDataset(datasets.Dataset(table))
 
 
@@ -133,6 +135,158 @@ def test_wrong_arguments_of_pairs():
         PretrainingPairs(make_dataset(2), negative_probability=2)
     with pytest.raises(ValueError, match="no column 'titles'"):
         PretrainingPairs(make_dataset(2), caption_column="titles")
+
+
+# Kinds of negatives
+
+
+def test_hard_negatives_come_from_the_list_of_the_image():
+    # The image itself has one of the captions in its list, one list is empty, one image has none but its own.
+    captions = [["a red circle", "a big square"], ["a star"], ["green star"]]
+    hard_negatives = [["a red star", "A  red Circle", "a blue circle"], [], ["Green Star"]]
+    dataset = make_dataset(3, captions=captions, hard_negatives=hard_negatives)
+    pairs = PretrainingPairs(dataset, negative_probability=1.0, hard_negative_share=1.0)
+    drawn = {0: [], 1: [], 2: [], 3: []}
+    for epoch in range(300):
+        pairs.set_epoch(epoch)
+        for sample in all_samples(pairs):
+            assert sample["itm_label"] == 1
+            drawn[sample["index"]].append(sample["caption"])
+    for index in (0, 1):
+        assert set(drawn[index]) == {"a red star", "a blue circle"}
+        assert drawn[index].count("a red star") == pytest.approx(150, abs=40)
+    # Where no hard negative is left, the negative is a random one.
+    assert set(drawn[2]) == {"a red circle", "a big square", "green star"}
+    assert set(drawn[3]) == {"a red circle", "a big square", "a star"}
+
+
+def test_in_batch_negatives_are_the_captions_of_other_samples(processor):
+    captions = [["a red circle", "a big square"], ["A  red Circle", "a star"], ["green star", "green star"]]
+    dataset = make_dataset(3, captions=captions)
+    pairs = PretrainingPairs(dataset, negative_probability=0.8, in_batch_negative_share=1.0, objectives="itm")
+    collator = PretrainingCollator(processor, "itm")
+    drawn = {index: [] for index in range(6)}
+    labels = []
+    for epoch in range(300):
+        pairs.set_epoch(epoch)
+        samples = all_samples(pairs)
+        # The pairs alone match still.
+        assert [sample["caption"] for sample in samples] == sum(captions, [])
+        assert [sample["itm_label"] for sample in samples] == [0] * 6
+        batch = collator(samples)
+        labels.append(batch["itm_labels"].tolist())
+        for index, label in enumerate(labels[-1]):
+            assert label == (samples[index]["unfit_captions"] is not None)
+            text = processor.tokenizer.decode(batch["input_ids"][index], skip_special_tokens=True)
+            if label == 1:
+                drawn[index].append(text)
+            else:
+                assert text == normalized(samples[index]["caption"])
+    assert np.mean(labels) == pytest.approx(0.8, abs=0.04)
+    # "a red circle" is a caption of the first two images.
+    for index in (0, 1):
+        assert set(drawn[index]) == {"a star", "green star"}
+        assert drawn[index].count("green star") / len(drawn[index]) == pytest.approx(2 / 3, abs=0.12)
+    assert set(drawn[2]) == set(drawn[3]) == {"a big square", "green star"}
+    assert set(drawn[4]) == set(drawn[5]) == {"a red circle", "a big square", "a star"}
+
+
+def test_in_batch_negatives_need_another_sample_that_fits(processor):
+    dataset = make_dataset(3, captions=[["a star", "green star"], ["A Star"], ["a red circle"]])
+    pairs = PretrainingPairs(dataset, negative_probability=1.0, in_batch_negative_share=1.0)
+    collator = PretrainingCollator(processor)
+    for indices, labels in (([0], [0]), ([0, 1, 2], [0, 0, 1]), ([0, 1, 2, 3], [1, 1, 1, 1])):
+        batch = collator([pairs[index] for index in indices])
+        assert batch["itm_labels"].tolist() == labels
+        # A pair that goes on matching is scored as one.
+        scored = (batch["labels"] != -100).any(1) | batch["region_target_mask"].any(1)
+        assert not scored[batch["itm_labels"] == 1].any()
+    matches = 0
+    for epoch in range(50):
+        pairs.set_epoch(epoch)
+        batch = collator([pairs[0], pairs[2]])
+        matches += int((batch["labels"][0] != -100).any() | batch["region_target_mask"][0].any())
+    assert matches > 10
+
+
+def test_original_captions_are_given_away_in_a_batch(processor):
+    """A sample whose own caption was replaced lends that caption, not the one it got."""
+    dataset = make_dataset(
+        4, captions=[["a star"], ["a red circle"], ["a big square"], ["green"]], hard_negatives=[["small"]] * 4
+    )
+    pairs = PretrainingPairs(dataset, negative_probability=1.0, objectives="itm")
+    pairs.set_negative_shares(0.5, 0.5)
+    collator = PretrainingCollator(processor, "itm")
+    texts = {"hard": set(), "in_batch": set()}
+    for epoch in range(100):
+        pairs.set_epoch(epoch)
+        samples = all_samples(pairs)
+        batch = collator(samples)
+        assert batch["itm_labels"].tolist() == [1, 1, 1, 1]
+        for sample, input_ids in zip(samples, batch["input_ids"], strict=True):
+            kind = "hard" if sample["unfit_captions"] is None else "in_batch"
+            texts[kind].add(processor.tokenizer.decode(input_ids, skip_special_tokens=True))
+    assert texts == {"hard": {"small"}, "in_batch": {"a star", "a red circle", "a big square", "green"}}
+
+
+def test_masks_of_in_batch_negatives_do_not_depend_on_the_batch(processor):
+    texts = [["a star left of a circle"], ["a red circle of a square"], ["a big square of a star"], ["green of"]]
+    dataset = make_dataset(4, captions=texts)
+    pairs = PretrainingPairs(dataset, negative_probability=1.0, in_batch_negative_share=1.0)
+    collator = PretrainingCollator(processor)
+    for epoch in range(20):
+        pairs.set_epoch(epoch)
+        # In a batch of two, in one of three, and alone, the captions are different ones of six words.
+        batches = [collator([pairs[index] for index in indices]) for indices in ([0, 1], [0, 1, 2], [0])]
+        assert [batch["itm_labels"][0].item() for batch in batches] == [1, 1, 0]
+        regions = [masked_regions([], batch)[0] for batch in batches]
+        assert torch.equal(regions[0], regions[1][: len(regions[0])])
+        assert torch.equal(regions[0][: len(regions[2])], regions[2])
+        words = [(batch["input_ids"][0] == 4).tolist() for batch in batches]
+        assert words[0] == words[1] == words[2]
+
+
+def test_shares_can_be_set_between_epochs(processor):
+    dataset = make_dataset(hard_negatives=[["a blue star"]] * 30)
+    pairs, plain = PretrainingPairs(dataset), PretrainingPairs(dataset)
+    collator = PretrainingCollator(processor)
+
+    def captions(pairs):
+        return [sample["caption"] for sample in all_samples(pairs)]
+
+    assert captions(pairs) == captions(plain)
+    pairs.set_negative_shares(hard_negative_share=1.0)
+    negatives = {sample["caption"] for sample in all_samples(pairs) if sample["itm_label"] == 1}
+    assert negatives == {"a blue star"}
+    pairs.set_negative_shares(0.25, 0.75)
+    assert any(sample["unfit_captions"] for sample in all_samples(pairs))
+    # Which pairs are negatives does not depend on their kind.
+    labels = [sample["itm_label"] for sample in all_samples(plain)]
+    assert collator(all_samples(pairs))["itm_labels"].tolist() == labels
+    pairs.set_negative_shares()
+    assert captions(pairs) == captions(plain)
+    # Without matching there are no negatives of any kind.
+    pairs.set_negative_shares(0.5, 0.5)
+    pairs.set_objectives("mlm,mom")
+    assert captions(pairs) == [caption for i in range(30) for caption in dataset.captions(i)]
+    assert not any(sample["unfit_captions"] for sample in all_samples(pairs))
+
+
+def test_wrong_shares():
+    dataset = make_dataset(hard_negatives=[[]] * 30)
+    with pytest.raises(ValueError, match="`hard_negative_share` must be between 0 and 1, got -0.5"):
+        PretrainingPairs(dataset, hard_negative_share=-0.5)
+    with pytest.raises(ValueError, match="`in_batch_negative_share` must be between 0 and 1, got 2"):
+        PretrainingPairs(dataset, in_batch_negative_share=2)
+    with pytest.raises(ValueError, match="add up to at most 1, got 0.5 and 0.6"):
+        PretrainingPairs(dataset, hard_negative_share=0.5, in_batch_negative_share=0.6)
+    message = "need the column 'hard', which examples/mine_hard_negatives.py adds, .*'hard_negatives'"
+    with pytest.raises(ValueError, match=message):
+        PretrainingPairs(dataset, hard_negative_share=0.1, hard_negative_column="hard")
+    pairs = PretrainingPairs(make_dataset(), in_batch_negative_share=1.0)
+    with pytest.raises(ValueError, match="need the column 'hard_negatives'"):
+        pairs.set_negative_shares(0.5, 0.5)
+    assert (pairs.hard_negative_share, pairs.in_batch_negative_share) == (0.0, 1.0)
 
 
 # Objectives
@@ -485,3 +639,19 @@ def test_masking_probabilities(processor, objectives, shares):
         assert shared[0][0] > 0.5 and shared[0][1] > 0.5
     with pytest.raises(ValueError, match="`text_mask_probability` must be between 0 and 1, got 2"):
         PretrainingCollator(processor, text_mask_probability=2)
+
+
+def test_the_rate_of_masked_words_can_be_set_between_epochs(processor):
+    pairs = PretrainingPairs(make_dataset(), objectives="mlm")
+    collator = PretrainingCollator(processor, "mlm", text_mask_probability=0.3)
+    shares = {}
+    for rate in (0.3, 0.0, 1.0, None):
+        collator.set_text_mask_probability(rate)
+        batch = collator(all_samples(pairs))
+        shares[rate] = float((batch["labels"] != -100).sum() / (batch["attention_mask"].sum() - 2 * len(pairs)))
+    assert (shares[0.0], shares[1.0]) == (0, 1)
+    assert 0 < shares[None] < shares[0.3] < 1
+    default = PretrainingCollator(processor, "mlm")(all_samples(pairs))
+    assert torch.equal(batch["input_ids"], default["input_ids"])
+    with pytest.raises(ValueError, match="`text_mask_probability` must be between 0 and 1, got -1"):
+        collator.set_text_mask_probability(-1)
