@@ -13,13 +13,12 @@ from transformers import AutoTokenizer, BertTokenizer
 from configuration_interbert import InterBERTConfig
 from processing import (
     InterBERTProcessor,
-    LengthGroupedSampler,
     PretrainingCollator,
     PretrainingPairs,
     RegionDataset,
     load_region_dataset,
 )
-from processing.sampling import BATCHES_PER_WINDOW
+from processing.sampling import BATCHES_PER_WINDOW, shuffle_by_length
 
 # The authors' release; everything else of it is InterBERTConfig's default: 157M parameters with the pretraining heads.
 RELEASE = {"num_hidden_layers": 6, "vision_num_attention_heads": 8, "vision_hidden_dropout_prob": 0.2}
@@ -163,7 +162,7 @@ class PretrainingBatches:
         taken at even distances from these, sorted by their lengths.
         """
         lengths = self.pairs.lengths()
-        order = np.array(list(LengthGroupedSampler(lengths, self.batch_size, seed=self.seed)))
+        order = shuffle_by_length(lengths, self.batch_size, np.random.default_rng(self.seed))
         num_grouped = min(BATCHES_PER_WINDOW, len(order) // self.batch_size)
         batches = order[: num_grouped * self.batch_size].reshape(num_grouped, self.batch_size)
         batches = batches[np.lexsort(lengths[batches].mean(axis=1).T[::-1])]

@@ -1,16 +1,18 @@
+from .hard_negatives import mine_hard_negatives
 from .pretraining import PretrainingCollator, PretrainingPairs
 from .processing_interbert import InterBERTProcessor
 from .region_dataset import RegionDataset, load_region_dataset
-from .sampling import LengthGroupedSampler
+from .sampling import ShuffledBatchSampler
 from .streaming import RegionStream, StreamedBatches
 
 __all__ = [
     "InterBERTProcessor",
-    "LengthGroupedSampler",
+    "ShuffledBatchSampler",
     "PretrainingCollator",
     "PretrainingPairs",
     "RegionDataset",
     "RegionStream",
     "StreamedBatches",
     "load_region_dataset",
+    "mine_hard_negatives",
 ]

@@ -14,6 +14,7 @@ function of the seed, and of how many processes and workers read.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import datasets
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from .region_dataset import RegionDataset
-from .sampling import LengthGroupedSampler
+from .sampling import shuffle_by_length
 
 NUM_FOOTER_READERS = 16  # threads, for files on the Hub; each of them waits for the network
 NUM_ROW_GROUP_READERS = 2  # threads; each of them decodes
@@ -35,6 +36,8 @@ class RowGroup(NamedTuple):
     file: str
     number: int
     num_rows: int
+    num_values: dict[str, int]  # by column; in lists, of all their items together
+    maxima: dict[str, Any]  # by column, where the file says them
 
 
 class RegionStream:
@@ -70,10 +73,13 @@ class RegionStream:
             **kwargs: Further arguments of `datasets.load_dataset_builder`, such as `name`, `revision` or `token`.
 
         Raises:
-            ValueError: there is no such split (the message names those there are), or it does not consist of Parquet
-                files.
+            ValueError: there is no such folder or dataset, no such split (the message names those there are), or it
+                does not consist of Parquet files.
         """
-        builder = datasets.load_dataset_builder(os.fspath(name_or_path), **kwargs)
+        try:
+            builder = datasets.load_dataset_builder(os.path.expanduser(os.fspath(name_or_path)), **kwargs)
+        except (FileNotFoundError, ConnectionError, ValueError) as error:
+            raise ValueError(f"Could not open the region dataset {os.fspath(name_or_path)!r}: {error}") from error
         splits = builder.config.data_files or {}
         if split not in splits:
             raise ValueError(f"{name_or_path} has no split {split!r}, got {sorted(map(str, splits))}.")
@@ -87,6 +93,51 @@ class RegionStream:
     def num_rows(self) -> int:
         """Number of images."""
         return sum(group.num_rows for group in self.row_groups)
+
+    def num_values(self, column: str) -> int:
+        """
+        Number of values of a column, such as the captions of all images. It stands in the files' footers: nothing else
+        is read.
+
+        Raises:
+            ValueError: a file has no such column.
+        """
+        for group in self.row_groups:
+            if column not in group.num_values:
+                raise ValueError(f"{group.file} has no column {column!r}, got {list(group.num_values)}.")
+        return sum(group.num_values[column] for group in self.row_groups)
+
+    @cached_property
+    def _first_records(self) -> RegionDataset:
+        group = self.row_groups[0]
+        return RegionDataset(datasets.Dataset(_read_row_group(group), fingerprint="first"))
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names of all columns."""
+        return self._first_records.column_names
+
+    @property
+    def region_feature_size(self) -> int:
+        """Width of the region features."""
+        return self._first_records.region_feature_size
+
+    def num_region_classes(self, region_objective: str) -> int:
+        """
+        Width that a region head needs, as [`RegionDataset.num_region_classes`] says it.
+
+        Raises:
+            ValueError: there are no classes, or a file does not say its largest class id.
+        """
+        if region_objective == "soft_class" or "class_ids" not in self.column_names:
+            return self._first_records.num_region_classes(region_objective)
+        largest = [group.maxima.get("class_ids") for group in self.row_groups]
+        if None in largest:
+            file = self.row_groups[largest.index(None)].file
+            raise ValueError(f"{file} was written without statistics of 'class_ids', which streaming needs.")
+        if max(largest) < 0:
+            raise ValueError("hard_class needs regions with a class, but every entry of 'class_ids' is -1.")
+        return max(largest) + 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All records, in the order of the files."""
@@ -149,7 +200,20 @@ def _read_row_group(group: RowGroup) -> datasets.table.Table:
 def _row_groups(path: str) -> list[RowGroup]:
     with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
         metadata = parquet.metadata
-        return [RowGroup(path, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+        return [_row_group(path, number, metadata.row_group(number)) for number in range(metadata.num_row_groups)]
+
+
+def _row_group(path: str, number: int, metadata: pq.RowGroupMetaData) -> RowGroup:
+    num_values, maxima = {}, {}
+    for index in range(metadata.num_columns):
+        chunk = metadata.column(index)
+        name = chunk.path_in_schema.split(".")[0]
+        statistics = chunk.statistics
+        # Without statistics, an empty list counts as one value.
+        num_values[name] = chunk.num_values if statistics is None else statistics.num_values
+        if statistics is not None and statistics.has_min_max:
+            maxima[name] = statistics.max
+    return RowGroup(path, number, metadata.num_rows, num_values, maxima)
 
 
 class StreamedBatches(torch.utils.data.IterableDataset):
@@ -170,7 +234,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
             they have the method `lengths`.
         batch_size (`int`): Batch size of each process.
         group_by_length (`bool`, *optional*, defaults to `False`):
-            Batches hold samples of similar lengths, as with [`LengthGroupedSampler`].
+            Batches hold samples of similar lengths, as those of [`shuffle_by_length`].
         seed (`int`, *optional*, defaults to 0): Not negative.
         process_index, num_processes (`int`): Which of so many processes this is.
     """
@@ -229,19 +293,19 @@ class StreamedBatches(torch.utils.data.IterableDataset):
                 # Every window of every reader has an order, and draws, of its own.
                 rng = np.random.default_rng([self.seed, number, window_number, self._readers()[0]])
                 samples = self.make_samples(window, int(rng.integers(2**32)))
-                order = self._order(samples, int(rng.integers(2**32)))
+                order = self._order(samples, rng)
                 num_batches = len(order) // self.batch_size
                 for batch in range(first_batch, num_batches):
                     chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                     self._position = (number, window_number, batch + 1)
                     is_empty = False
-                    yield [samples[index] for index in chosen]
+                    yield [samples[index] for index in chosen.tolist()]
                 first_batch = 0
             if is_empty:
                 raise ValueError(f"No window has a batch of {self.batch_size} samples: make windows larger.")
             self._position = (number + 1, 0, 0)
 
-    def _order(self, samples, seed: int) -> Sequence[int]:
+    def _order(self, samples, rng: np.random.Generator) -> np.ndarray:
         if self.group_by_length:
-            return list(LengthGroupedSampler(samples.lengths(), self.batch_size, seed))
-        return np.random.default_rng(seed).permutation(len(samples)).tolist()
+            return shuffle_by_length(samples.lengths(), self.batch_size, rng)
+        return rng.permutation(len(samples))
