@@ -19,43 +19,51 @@ The paper's two stages at base size, started from BERT, on several GPUs:
         --per_device_train_batch_size 64 --group_by_length --learning_rate 1e-4 --num_warmup_steps 10000 \\
         --output_dir interbert-base --push_to_hub
 
-Two processes on a CPU: `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 ...`.
+`--recipe` reads arguments from files, such as those of examples/recipes; examples/accelerate_configs has
+configurations for `accelerate launch --config_file`. A run that was stopped goes on exactly where its newest checkpoint
+was written when the same command is given again with `--resume_from_checkpoint latest`.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, RandomSampler, Subset
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser
+from accelerate.utils import send_to_device, set_seed
+from torch.utils.data import DataLoader, Subset
+from transformers import AutoConfig, AutoTokenizer
 
+from arguments import parse_arguments, write_recipe
 from configuration_interbert import InterBERTConfig
+from data_loading import DatasetLoader, EpochLoader, StreamLoader
 from model_cards import PretrainedCard
 from modeling_interbert import InterBERTForPreTraining
+from modeling_interbert.modeling_interbert import InterBERTForPreTrainingOutput
 from processing import (
     InterBERTProcessor,
-    LengthGroupedSampler,
     PretrainingCollator,
     PretrainingPairs,
     RegionDataset,
+    RegionStream,
+    ShuffledBatchSampler,
+    StreamedBatches,
     load_region_dataset,
 )
 from retrieval_evaluation import recall_at_k, score_captions_against_images
 from training import (
     OutputArguments,
+    Totals,
     TrainingArguments,
+    TrainingRun,
     create_repository,
     flat_config,
     format_table,
     make_accelerator,
+    means_of,
     push_folder,
-    train,
-    write_final_model,
-    write_model,
+    set_up_logging,
 )
 
 logger = get_logger(__name__)
@@ -88,6 +96,9 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "BERT tokenizer, if not that of the checkpoint."}
     )
+    bert_learning_rate_scale: float = field(
+        default=1.0, metadata={"help": "The learning rate of parameters from BERT is multiplied by it (release: 0.1)."}
+    )
 
     def __post_init__(self):
         if self.model_name_or_path is not None and self.bert_name_or_path is not None:
@@ -99,6 +110,13 @@ class ModelArguments:
             )
         if self.model_name_or_path is None and self.bert_name_or_path is None and self.tokenizer_name is None:
             raise ValueError("A model from scratch needs `--tokenizer_name`.")
+        if self.bert_learning_rate_scale != 1 and self.bert_name_or_path is None:
+            raise ValueError(
+                "`--bert_learning_rate_scale` goes with `--bert_name_or_path`: in other checkpoints it is not known "
+                "which parameters came from BERT."
+            )
+        if self.bert_learning_rate_scale < 0:
+            raise ValueError(f"`--bert_learning_rate_scale` must not be negative, got {self.bert_learning_rate_scale}.")
 
 
 @dataclass
@@ -109,7 +127,17 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[:90%%] work."})
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Reads the training split from one end to the other, in parts, instead of preparing all of it. An "
+            "epoch is then as many batches as its captions fill."
+        },
+    )
     caption_column: str = field(default="captions", metadata={"help": "Column of captions."})
+    hard_negative_column: str = field(
+        default="hard_negatives", metadata={"help": "Column of hard negatives, as mine_hard_negatives.py writes it."}
+    )
     max_seq_length: int = field(default=36, metadata={"help": "Captions are cut to this number of tokens."})
     max_regions: int = field(default=36, metadata={"help": "Of each image, this many regions are used."})
     max_train_images: int | None = field(default=None, metadata={"help": "For trying out: the first images only."})
@@ -123,6 +151,10 @@ class DataArguments:
     retrieval_eval_every_epoch: bool = field(
         default=True, metadata={"help": "False evaluates retrieval after the last epoch only."}
     )
+
+    def __post_init__(self):
+        if self.streaming and self.max_train_images is not None:
+            raise ValueError("`--max_train_images` is for data that are not streamed.")
 
 
 @dataclass
@@ -150,9 +182,22 @@ class ObjectiveArguments:
     conditional_masking: bool = field(
         default=True, metadata={"help": "Masks one modality of a pair at a time, in turn."}
     )
-    text_mask_probability: float | None = field(
+    hard_negative_share: list[float] = field(
+        default_factory=lambda: [0.0],
+        metadata={
+            "help": "Of the mismatched pairs, the share whose caption is one of the image's hard negatives: one "
+            "number, or one per stage."
+        },
+    )
+    in_batch_negative_share: float = field(
+        default=0.0, metadata={"help": "Of the mismatched pairs, the share whose caption is taken from the same batch."}
+    )
+    text_mask_probability: list[float] | None = field(
         default=None,
-        metadata={"help": "Share of tokens that are masked (mlm, 0.15) or begin a masked segment (msm, 0.10)."},
+        metadata={
+            "help": "Share of tokens that are masked (mlm, by default 0.15) or begin a masked segment (msm, 0.10). Two "
+            "numbers are those of the first and of the last epoch, between which it changes by equal steps."
+        },
     )
     region_mask_probability: float = field(
         default=0.15, metadata={"help": "Share of regions that are masked (mom), or anchors of masked groups (mrm)."}
@@ -171,22 +216,48 @@ class ObjectiveArguments:
                 f"`--stage_epochs` must have one number per stage of `--objectives` ({len(self.objectives)}), got "
                 f"{len(self.stage_epochs)}."
             )
+        if len(self.hard_negative_share) not in (1, len(self.objectives)):
+            raise ValueError(
+                f"`--hard_negative_share` must be one number, or one per stage of `--objectives` "
+                f"({len(self.objectives)}), got {len(self.hard_negative_share)}."
+            )
+        if self.text_mask_probability is not None and len(self.text_mask_probability) not in (1, 2):
+            raise ValueError(
+                "`--text_mask_probability` must be one number, or those of the first and of the last epoch, got "
+                f"{len(self.text_mask_probability)}."
+            )
 
     @property
     def leaves_out_a_head(self) -> bool:
         """Whether some stage has no masked words, no masked regions or no matching."""
         return any(len(objectives.split(",")) < 3 for objectives in self.objectives)
 
-    def of_epoch(self, epoch: int) -> str:
-        """Objectives of an epoch, counted from 0."""
-        for objectives, num_epochs in zip(self.objectives, self.stage_epochs or [], strict=False):
+    def stage_of(self, epoch: int) -> int:
+        """The stage of an epoch, both counted from 0."""
+        for stage, num_epochs in enumerate(self.stage_epochs or []):
             if epoch < num_epochs:
-                return objectives
+                return stage
             epoch -= num_epochs
-        return self.objectives[-1]
+        return len(self.objectives) - 1
+
+    def objectives_of(self, epoch: int) -> str:
+        """Objectives of an epoch, counted from 0."""
+        return self.objectives[self.stage_of(epoch)]
+
+    def negative_shares_of(self, epoch: int) -> dict[str, float]:
+        """Shares of hard and of in-batch negatives in an epoch, counted from 0."""
+        hard = self.hard_negative_share[self.stage_of(epoch) if len(self.hard_negative_share) > 1 else 0]
+        return {"hard_negative_share": hard, "in_batch_negative_share": self.in_batch_negative_share}
+
+    def text_mask_probability_of(self, epoch: int, num_epochs: int) -> float | None:
+        """Masking rate of an epoch, counted from 0, of so many."""
+        if self.text_mask_probability is None:
+            return None
+        first, last = self.text_mask_probability[0], self.text_mask_probability[-1]
+        return first + (last - first) * epoch / max(num_epochs - 1, 1)
 
 
-def choose_region_objective(requested: str | None, regions: RegionDataset) -> str:
+def choose_region_objective(requested: str | None, regions: RegionDataset | RegionStream) -> str:
     """The requested objective if the dataset has what it needs; hard_class in place of a missing soft_class."""
     has_probabilities = "class_probs" in regions.column_names
     if requested == "soft_class" and not has_probabilities:
@@ -218,7 +289,7 @@ def load_checkpoint(
 
 
 def build_model(
-    args: ModelArguments, splits: list[RegionDataset], region_objective: str | None
+    args: ModelArguments, splits: list[RegionDataset | RegionStream], region_objective: str | None
 ) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
     """The model and the processor, with the sizes that all splits of the dataset call for."""
     region_feature_size = splits[0].region_feature_size
@@ -263,6 +334,36 @@ def build_model(
     return model, processor
 
 
+def score_objectives(
+    outputs: InterBERTForPreTrainingOutput, inputs: dict[str, torch.Tensor], region_objective: str
+) -> dict[str, tuple[torch.Tensor | float, int]]:
+    """
+    Loss and accuracy of masked words, masked regions and matching, as far as the inputs have labels for them.
+
+    Returns:
+        `{mlm,region,itm}_{loss,accuracy}`: the sum over everything that is scored, and how much that is. Features have
+        no right class, hence no accuracy.
+    """
+    scored = {}
+    if "labels" in inputs:
+        scored["mlm"] = outputs.mlm_logits, inputs["labels"][inputs["labels"] != -100]
+    if "region_targets" in inputs:
+        targets = inputs["region_targets"][inputs["region_target_mask"].bool()]
+        scored["region"] = (
+            outputs.region_logits,
+            targets.argmax(dim=-1) if region_objective == "soft_class" else targets,
+        )
+    if "itm_labels" in inputs:
+        scored["itm"] = outputs.itm_logits, inputs["itm_labels"]
+    totals = {}
+    for name, (logits, targets) in scored.items():
+        count = len(targets)
+        totals[f"{name}_loss"] = outputs[f"{name}_loss"].detach() * count, count
+        if targets.dim() == 1:
+            totals[f"{name}_accuracy"] = (logits.detach().argmax(dim=-1) == targets).sum(), count
+    return totals
+
+
 @torch.inference_mode()
 def evaluate_objectives(
     accelerator: Accelerator, model: InterBERTForPreTraining, pairs: PretrainingPairs, collator, batch_size: int
@@ -273,124 +374,174 @@ def evaluate_objectives(
     """
     model.eval()
     own_pairs = Subset(pairs, range(accelerator.process_index, len(pairs), accelerator.num_processes))
-    sums = torch.zeros(3, 3, dtype=torch.float64, device=accelerator.device)  # objective × (loss, correct, scored)
-    for batch in DataLoader(own_pairs, batch_size=batch_size, collate_fn=collator):
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+    totals = Totals()
+    # With a generator of its own, the evaluation changes nothing of the training after it.
+    loader = DataLoader(own_pairs, batch_size=batch_size, collate_fn=collator, generator=torch.Generator())
+    for inputs in loader:
+        inputs = send_to_device(inputs, accelerator.device)
         with accelerator.autocast():
-            outputs = model(**batch)
-        scored = []
-        if "labels" in batch:
-            scored.append((0, outputs.mlm_loss, outputs.mlm_logits, batch["labels"][batch["labels"] != -100]))
-        if "region_targets" in batch:
-            targets = batch["region_targets"][batch["region_target_mask"].bool()]
-            if model.config.region_objective == "soft_class":
-                targets = targets.argmax(dim=-1)
-            scored.append((1, outputs.region_loss, outputs.region_logits, targets))
-        if "itm_labels" in batch:
-            scored.append((2, outputs.itm_loss, outputs.itm_logits, batch["itm_labels"]))
-        for row, loss, logits, targets in scored:
-            # A feature has no right class: its accuracy stays 0 / 0.
-            is_class = targets.dim() == 1
-            correct = (logits.argmax(dim=-1) == targets).sum() if is_class else 0
-            sums[row] += torch.tensor([loss * len(targets), correct, len(targets)], device=sums.device)
-    sums = accelerator.reduce(sums, reduction="sum").tolist()
+            outputs = model(**inputs)
+        totals.add(score_objectives(outputs, inputs, model.config.region_objective))
+    return {f"eval_{name}": value for name, value in means_of(totals.flush(accelerator)).items()}
 
-    results = {}
-    for name, (loss, correct, count) in zip(("mlm", "region", "itm"), sums, strict=True):
-        if count:
-            results[f"eval_{name}_loss"] = loss / count
-            if name != "region" or model.config.region_objective != "feature":
-                results[f"eval_{name}_accuracy"] = correct / count
-    return results
+
+@dataclass
+class TrainingPairs:
+    """
+    Makes the pairs of a dataset, or of a part of one that is streamed, with the objectives of the current epoch.
+
+    Args:
+        data_args: With the columns.
+        objective_args: With the objectives of all epochs.
+        epoch: The current one, counted from 0.
+    """
+
+    data_args: DataArguments
+    objective_args: ObjectiveArguments
+    epoch: int = 0
+
+    def __call__(self, regions: RegionDataset, seed: int) -> PretrainingPairs:
+        return PretrainingPairs(
+            regions,
+            self.data_args.caption_column,
+            seed=seed,
+            objectives=self.objective_args.objectives_of(self.epoch),
+            hard_negative_column=self.data_args.hard_negative_column,
+            **self.objective_args.negative_shares_of(self.epoch),
+        )
+
+
+@dataclass
+class Batch:
+    """
+    What the training loop takes: the inputs of the model, and which samples they are of.
+
+    Args:
+        collator: Makes the inputs.
+    """
+
+    collator: PretrainingCollator
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [{"image_id": sample["record"]["image_id"], "caption": sample["caption"]} for sample in samples]
+        return {"inputs": self.collator(samples), "ids": ids}
 
 
 def main():
-    parser = HfArgumentParser(
+    arguments = parse_arguments(
         (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments, OutputArguments),
         description="Pretrain InterBERT on a region dataset.",
     )
-    arguments = parser.parse_args_into_dataclasses()
     model_args, data_args, objective_args, training_args, output_args = arguments
     if objective_args.stage_epochs is not None:
         training_args.num_train_epochs = sum(objective_args.stage_epochs)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    set_up_logging()
     accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)
+    repo_id = None
     if output_args.push_to_hub and accelerator.is_main_process:
         repo_id = create_repository(output_args)
 
     with accelerator.main_process_first():  # so that one process prepares the dataset, and the others read it
-        train_regions, validation_regions = (
-            load_region_dataset(data_args.dataset_name, split, name=data_args.dataset_config_name)
-            for split in (data_args.train_split, data_args.validation_split)
+        load = RegionStream.open if data_args.streaming else load_region_dataset
+        train_regions = load(data_args.dataset_name, data_args.train_split, name=data_args.dataset_config_name)
+        validation_regions = load_region_dataset(
+            data_args.dataset_name, data_args.validation_split, name=data_args.dataset_config_name
         )
     model, processor = build_model(model_args, [train_regions, validation_regions], objective_args.region_objective)
     if data_args.max_train_images is not None:
         first = range(min(data_args.max_train_images, len(train_regions)))
         train_regions = RegionDataset(train_regions.dataset.select(first))
 
-    if training_args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    first_objectives = objective_args.of_epoch(0)
-    train_pairs = PretrainingPairs(
-        train_regions, data_args.caption_column, seed=training_args.seed, objectives=first_objectives
-    )
+    if any(objective_args.hard_negative_share) and data_args.hard_negative_column not in train_regions.column_names:
+        raise ValueError(
+            f"`--hard_negative_share` needs the column {data_args.hard_negative_column!r}, which "
+            f"examples/mine_hard_negatives.py adds; the dataset has {train_regions.column_names}."
+        )
+    make_pairs = TrainingPairs(data_args, objective_args)
+    # Random negatives, whatever the training has: the accuracies of all runs are of the same pairs.
     validation_pairs = PretrainingPairs(
         validation_regions,
         data_args.caption_column,
         seed=training_args.seed,
-        objectives=first_objectives,
+        objectives=objective_args.objectives_of(0),
         fixed_epoch=0,
     )
     collator = PretrainingCollator(
         processor,
-        objectives=first_objectives,
+        objectives=objective_args.objectives_of(0),
         region_objective=model.config.region_objective,
         conditional_masking=objective_args.conditional_masking,
-        text_mask_probability=objective_args.text_mask_probability,
+        text_mask_probability=objective_args.text_mask_probability_of(0, training_args.num_train_epochs),
         region_mask_probability=objective_args.region_mask_probability,
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
     )
-    # Accelerate tells either sampler the epoch.
-    if training_args.group_by_length:
-        batch_size = training_args.per_device_train_batch_size
-        sampler = LengthGroupedSampler(train_pairs.lengths(), batch_size, seed=training_args.seed)
+    own_share = {
+        "batch_size": training_args.per_device_train_batch_size,
+        "seed": training_args.seed,
+        "process_index": accelerator.process_index,
+        "num_processes": accelerator.num_processes,
+    }
+    loading = {
+        "collate_fn": Batch(collator),
+        "num_workers": training_args.dataloader_num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+    }
+    loader: EpochLoader
+    train_pairs = None
+    if data_args.streaming:
+        num_pairs = train_regions.num_values(data_args.caption_column)
+        batches_of_all = training_args.gradient_accumulation_steps * accelerator.num_processes
+        steps = num_pairs // (training_args.per_device_train_batch_size * batches_of_all)
+        loader = StreamLoader(
+            StreamedBatches(train_regions, make_pairs, group_by_length=training_args.group_by_length, **own_share),
+            batches_per_epoch=steps * training_args.gradient_accumulation_steps,
+            **loading,
+        )
     else:
-        sampler = RandomSampler(train_pairs)
-    train_dataloader = DataLoader(
-        train_pairs,
-        batch_size=training_args.per_device_train_batch_size,
-        sampler=sampler,
-        collate_fn=collator,
-        num_workers=training_args.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+        train_pairs = make_pairs(train_regions, training_args.seed)
+        num_pairs = len(train_pairs)
+        sampler = ShuffledBatchSampler(
+            num_pairs,
+            lengths=train_pairs.lengths() if training_args.group_by_length else None,
+            batches_per_step=training_args.gradient_accumulation_steps,
+            **own_share,
+        )
+        loader = DatasetLoader(train_pairs, sampler, **loading)
     retrieved = validation_pairs.usable_images()[: data_args.retrieval_eval_size].tolist()
     weights = {
         "mlm_loss": objective_args.mlm_loss_weight,
         "region_loss": objective_args.region_loss_weight,
         "itm_loss": objective_args.itm_loss_weight,
     }
+    num_images = train_regions.num_rows if data_args.streaming else len(train_regions)
     accelerator.print(
-        f"{model.num_parameters():,} parameters; {len(train_regions):,} images with {len(train_pairs):,} captions to "
-        f"train on, {len(validation_pairs):,} captions to evaluate on; {accelerator.num_processes} process(es)."
+        f"{model.num_parameters():,} parameters; {num_images:,} images with {num_pairs:,} captions to train on, "
+        f"{len(validation_pairs):,} captions to evaluate on; {accelerator.num_processes} process(es)."
     )
-    accelerator.print(
-        f"Left out for lack of captions or regions: {train_pairs.num_skipped_images:,} images for training, "
-        f"{validation_pairs.num_skipped_images:,} for evaluation."
-    )
+    if train_pairs is not None:
+        accelerator.print(
+            f"Left out for lack of captions or regions: {train_pairs.num_skipped_images:,} images for training, "
+            f"{validation_pairs.num_skipped_images:,} for evaluation."
+        )
 
-    def compute_losses(model, batch):
-        outputs = model(**batch)
-        losses = {name: outputs[name] for name in weights if outputs.get(name) is not None}
-        return {"loss": sum(weights[name] * loss for name, loss in losses.items())} | losses
+    def compute_losses(model, inputs):
+        outputs = model(**inputs)
+        loss = sum(weight * outputs[name] for name, weight in weights.items() if outputs.get(name) is not None)
+        return loss, score_objectives(outputs, inputs, region_objective)
 
     def begin_epoch(epoch):
-        objectives = objective_args.of_epoch(epoch)
-        for part in (train_pairs, validation_pairs, collator):
-            part.set_objectives(objectives)
-        train_pairs.set_epoch(epoch)
+        make_pairs.epoch = epoch
+        objectives = objective_args.objectives_of(epoch)
+        if train_pairs is not None:
+            train_pairs.set_objectives(objectives)
+            train_pairs.set_negative_shares(**objective_args.negative_shares_of(epoch))
+        validation_pairs.set_objectives(objectives)
+        collator.set_objectives(objectives)
+        collator.set_text_mask_probability(
+            objective_args.text_mask_probability_of(epoch, training_args.num_train_epochs)
+        )
 
     def end_epoch(epoch, model, is_last):
         results = evaluate_objectives(
@@ -410,24 +561,29 @@ def main():
         accelerator.print("\n" + format_table([{"epoch": epoch + 1} | results]))
         return results
 
-    if output_args.with_tracking:
-        accelerator.init_trackers("interbert_pretraining", config=flat_config(*arguments))
-    results = train(
+    if accelerator.is_main_process:
+        write_recipe(Path(output_args.output_dir) / "recipe.yaml", model_args, data_args, objective_args, training_args)
+    region_objective = model.config.region_objective
+    scale = model_args.bert_learning_rate_scale
+    run = TrainingRun(
         accelerator,
         model,
-        train_dataloader,
+        processor,
+        loader,
         training_args,
         output_args,
         compute_losses,
         begin_epoch,
         end_epoch,
-        save=lambda model, folder: write_model(model, processor, folder),
+        settings=flat_config(*arguments),
+        learning_rate_scales=dict.fromkeys(model.names_from_bert, scale) if scale != 1 else {},
+        repo_id=repo_id,
     )
-    accelerator.wait_for_everyone()
+    results = run.train()
+    run.write_final_model()
     if accelerator.is_main_process:
-        write_final_model(accelerator.unwrap_model(model), processor, output_args.output_dir)
         PretrainedCard(
-            repo_id=repo_id if output_args.push_to_hub else output_args.output_dir,
+            repo_id=repo_id or output_args.output_dir,
             config=model.config,
             num_parameters=model.num_parameters(),
             dataset_name=data_args.dataset_name,

@@ -1,19 +1,76 @@
-"""The training loop that all scripts share, with its arguments, its optimizer and its checkpoints."""
+"""The training loop that all scripts share, with its arguments and its optimizer."""
 
 import json
-import os
+import logging
 import shutil
-from collections.abc import Callable, Iterable
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.logging import get_logger
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    send_to_device,
+)
 from huggingface_hub import HfApi
-from torch.utils.data import DataLoader
+from safetensors.torch import load_model
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin, SchedulerType, get_scheduler
+from transformers.utils.logging import disable_progress_bar
+
+from checkpointing import CheckpointFolder, find_damage
+from data_loading import EpochLoader
+from files import write_json
+
+logger = get_logger(__name__)
+CHECKPOINT_BRANCH = "checkpoints"
+# Files of a checkpoint that only the training itself reads.
+CHECKPOINT_ONLY = ["*.bin", "*.pkl", "training_state.json", "manifest.json"]
+# Exit status after SIGTERM, once a checkpoint has been written: 128 + 15, as shells report a process that it ended.
+TERMINATED = 143
+# Both sides of a resumed run must agree in these, or its position in the data would be another one.
+POSITION_ARGUMENTS = (
+    "dataset_name",
+    "dataset_config_name",
+    "train_split",
+    "streaming",
+    "caption_column",
+    "max_train_images",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "group_by_length",
+    "seed",
+)
+# These change nothing of what is learned.
+FREE_ARGUMENTS = (
+    "per_device_eval_batch_size",
+    "dataloader_num_workers",
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "checkpointing_steps",
+    "save_total_limit",
+    "logging_steps",
+    "with_tracking",
+    "report_to",
+    "push_to_hub",
+    "push_checkpoints",
+    "hub_model_id",
+)
 
 
 @dataclass
@@ -50,6 +107,9 @@ class TrainingArguments:
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Computes activations anew in the backward pass, to save memory."}
     )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compiles the model with torch.compile, for sizes that change."}
+    )
     mixed_precision: str | None = field(
         default=None,
         metadata={"help": "By default what `accelerate launch` says.", "choices": ["no", "fp16", "bf16"]},
@@ -83,16 +143,36 @@ class OutputArguments:
     )
     checkpointing_steps: str | None = field(
         default=None,
-        metadata={"help": "Saves the model on the way: every so many optimizer steps, or every 'epoch'."},
+        metadata={
+            "help": "Writes a checkpoint to go on from: every so many optimizer steps, or every 'epoch'. After SIGTERM "
+            f"the training writes one in any case, and exits with status {TERMINATED}."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=None, metadata={"help": "So many of the newest checkpoints are kept. By default all are."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint to go on from exactly; 'latest' for the newest one of `output_dir` that is not "
+            "damaged, or the beginning if there is none."
+        },
     )
     logging_steps: int = field(
-        default=10, metadata={"help": "Optimizer steps between two updates of the losses that are shown."}
+        default=10,
+        metadata={
+            "help": "Optimizer steps between two updates of what is shown and logged. So often losses are checked to "
+            "be finite, too."
+        },
     )
     with_tracking: bool = field(default=False, metadata={"help": "Logs to the trackers of `--report_to`."})
     report_to: str = field(
         default="all", metadata={"help": "Tracker, such as tensorboard or wandb, or 'all' that are installed."}
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Uploads the trained model to the Hub."})
+    push_checkpoints: bool = field(
+        default=False, metadata={"help": "Uploads the model of each checkpoint, to the branch 'checkpoints'."}
+    )
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository to upload to. By default the name of `output_dir`."}
     )
@@ -104,6 +184,10 @@ class OutputArguments:
             raise ValueError(f"`--logging_steps` must be at least 1, got {self.logging_steps}.")
         if steps is not None and steps != "epoch" and not (steps.isdigit() and int(steps) > 0):
             raise ValueError(f"`--checkpointing_steps` must be a positive number or 'epoch', got {steps!r}.")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ValueError(f"`--save_total_limit` must be at least 1, got {self.save_total_limit}.")
+        if self.push_checkpoints and not (self.push_to_hub and self.checkpointing_steps):
+            raise ValueError("`--push_checkpoints` goes with `--push_to_hub` and `--checkpointing_steps`.")
         if (Path(self.output_dir) / "config.json").exists() and not self.overwrite_output_dir:
             raise ValueError(
                 f"`--output_dir` {self.output_dir} already holds a model: choose another folder or give "
@@ -115,15 +199,25 @@ def make_accelerator(
     training_args: TrainingArguments, output_args: OutputArguments, find_unused_parameters: bool = False
 ) -> Accelerator:
     """`find_unused_parameters` is for models of which not every parameter takes part in every loss."""
-    return Accelerator(
+    accelerator = Accelerator(
         gradient_accumulation_steps=training_args.gradient_accumulation_steps,
         mixed_precision=training_args.mixed_precision,
         log_with=output_args.report_to if output_args.with_tracking else None,
         project_config=ProjectConfiguration(project_dir=output_args.output_dir),
-        # The order of an epoch depends on the seed and the epoch alone, and is the same in every process.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=training_args.seed),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
     )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed cannot read it off a loader, since ours are not prepared by Accelerate.
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = training_args.per_device_train_batch_size
+    return accelerator
+
+
+def set_up_logging():
+    """Messages of the scripts, without those of Accelerate and Transformers on every file that they write."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    disable_progress_bar()
 
 
 def flat_config(*arguments) -> dict[str, int | float | str | bool]:
@@ -136,188 +230,513 @@ def flat_config(*arguments) -> dict[str, int | float | str | bool]:
     }
 
 
-def make_optimizer(model: torch.nn.Module, args: TrainingArguments) -> torch.optim.Optimizer:
-    """AdamW without weight decay on biases and LayerNorms (everything of one dimension)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(
+    model: torch.nn.Module, args: TrainingArguments, learning_rate_scales: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.Optimizer:
+    """
+    AdamW without weight decay on biases and LayerNorms (everything of one dimension).
+
+    Args:
+        learning_rate_scales: By name of a parameter, what its learning rate is multiplied by, if not by 1.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = learning_rate_scales.get(name, 1.0)
+            groups.setdefault((scale, args.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
     return torch.optim.AdamW(
-        groups,
-        lr=args.learning_rate,
+        [
+            {"params": parameters, "lr": scale * args.learning_rate, "weight_decay": weight_decay}
+            for (scale, weight_decay), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        ],
         betas=(args.adam_beta1, args.adam_beta2),
         eps=args.adam_epsilon,
         fused=True,
     )
 
 
-class RunningMeans:
-    """Means of named losses since the last call of `reset`, kept on the device so that no step waits for them."""
+class Totals:
+    """Sums of named numbers, each with the count of what it adds up; on the device, so that no step waits for them."""
 
     def __init__(self):
-        self.reset()
+        self.pairs: dict[str, tuple[torch.Tensor | float, torch.Tensor | float]] = {}
 
-    def reset(self):
-        self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[str, int] = {}
+    def add(self, values: Mapping[str, tuple[torch.Tensor | float, torch.Tensor | float]]):
+        """Adds sums and counts; tensors are of shape `()`, without a gradient."""
+        for name, (total, count) in values.items():
+            before = self.pairs.get(name, (0, 0))
+            self.pairs[name] = (before[0] + total, before[1] + count)
 
-    def update(self, values: dict[str, torch.Tensor]):
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().float()
-            self.counts[name] = self.counts.get(name, 0) + 1
+    def flush(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
+        """Sums and counts over all processes since the last call."""
+        if not self.pairs:
+            return {}
+        numbers = [
+            torch.as_tensor(number, dtype=torch.float32, device=accelerator.device)
+            for pair in self.pairs.values()
+            for number in pair
+        ]
+        totals = accelerator.reduce(torch.stack(numbers).view(-1, 2), reduction="sum").tolist()
+        totals = {name: tuple(pair) for name, pair in zip(self.pairs, totals, strict=True)}
+        self.pairs.clear()
+        return totals
 
-    def compute(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes."""
-        means = {name: total / self.counts[name] for name, total in self.sums.items()}
-        return {name: value.item() for name, value in accelerator.reduce(means, reduction="mean").items()}
+
+def add_totals(totals: dict[str, tuple[float, float]], others: Mapping[str, tuple[float, float]]):
+    for name, (total, count) in others.items():
+        before = totals.get(name, (0, 0))
+        totals[name] = (before[0] + total, before[1] + count)
 
 
-def train(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    train_dataloader: DataLoader,
-    training_args: TrainingArguments,
-    output_args: OutputArguments,
-    compute_losses: Callable[[torch.nn.Module, dict], dict[str, torch.Tensor]],
-    begin_epoch: Callable[[int], None],
-    end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
-    save: Callable[[torch.nn.Module, Path], None],
-) -> list[dict[str, float]]:
+def means_of(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Means of everything that was counted."""
+    return {name: total / count for name, (total, count) in totals.items() if count}
+
+
+class TrainingRun:
     """
-    Trains a model.
+    A model being trained.
 
     Args:
-        compute_losses: From model and batch to named losses; the one named "loss" is minimized.
+        model: A model, not yet prepared by Accelerate.
+        processor: Saved with the model.
+        loader: Batches, each with `inputs` (tensors) and `ids` (what identifies its samples, for a report).
+        compute_losses: From model and inputs to the loss, and to named sums with the count of what they add up.
         begin_epoch: Called with the number of the epoch, from 0, before its first batch.
         end_epoch: Called with the number of the epoch, the unwrapped model and whether it was the last epoch; returns
             what it measured.
-        save: Called with the unwrapped model and an empty folder to write a checkpoint to.
-
-    Returns:
-        For each epoch its mean training losses, as `train_*`, and what `end_epoch` measured. `all_results.json` in the
-        output folder holds the same, from the first epoch on.
+        settings: All arguments, for the trackers, and to be compared when a run goes on.
+        learning_rate_scales: As [`make_optimizer`] takes them.
+        repo_id: Repository on the Hub, for `--push_checkpoints`.
     """
-    optimizer = make_optimizer(model, training_args)
-    model, optimizer, train_dataloader = accelerator.prepare(model, optimizer, train_dataloader)
-    steps_per_epoch = -(-len(train_dataloader) // training_args.gradient_accumulation_steps)
-    num_steps = training_args.num_train_epochs * steps_per_epoch
-    if training_args.max_train_steps is not None:
-        num_steps = min(num_steps, training_args.max_train_steps)
-    # Not prepared: the schedule counts optimizer steps, however many processes take them together.
-    lr_scheduler = get_scheduler(
-        training_args.lr_scheduler_type,
-        optimizer=optimizer.optimizer,
-        num_warmup_steps=training_args.num_warmup_steps,
-        num_training_steps=num_steps,
-    )
-    checkpoint_steps = output_args.checkpointing_steps
 
-    results = []
-    step = 0
-    shown, epoch_means = RunningMeans(), RunningMeans()
-    progress_bar = tqdm(total=num_steps, desc="Training", disable=not accelerator.is_local_main_process)
-    for epoch in range(training_args.num_train_epochs):
-        if step == num_steps:
-            break
-        begin_epoch(epoch)
-        model.train()
-        epoch_means.reset()
-        for batch in train_dataloader:
-            with accelerator.accumulate(model):
-                losses = compute_losses(model, batch)
-                accelerator.backward(losses["loss"])
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), training_args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            shown.update(losses)
-            epoch_means.update(losses)
-            if not accelerator.sync_gradients:
-                continue
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        loader: EpochLoader,
+        training_args: TrainingArguments,
+        output_args: OutputArguments,
+        compute_losses: Callable[[torch.nn.Module, dict], tuple[torch.Tensor, dict[str, tuple]]],
+        begin_epoch: Callable[[int], None],
+        end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
+        settings: Mapping[str, Any],
+        learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
+        repo_id: str | None = None,
+    ):
+        self.accelerator = accelerator
+        self.processor = processor
+        self.loader = loader
+        self.training_args = training_args
+        self.output_args = output_args
+        self.compute_losses = compute_losses
+        self.begin_epoch = begin_epoch
+        self.end_epoch = end_epoch
+        self.settings = settings
+        self.repo_id = repo_id
+        self.output_dir = Path(output_args.output_dir)
+        self.checkpoints = CheckpointFolder(self.output_dir, output_args.save_total_limit)
 
-            if not accelerator.optimizer_step_was_skipped:
-                lr_scheduler.step()
-            step += 1
-            progress_bar.update()
-            if step % output_args.logging_steps == 0:
-                values = shown.compute(accelerator)
-                shown.reset()
-                progress_bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-                accelerator.log(
-                    {f"train/{name}": value for name, value in values.items()}
-                    | {"train/learning_rate": lr_scheduler.get_last_lr()[0]},
-                    step=step,
-                )
-            if checkpoint_steps not in (None, "epoch") and step % int(checkpoint_steps) == 0:
-                save_atomically(accelerator, model, Path(output_args.output_dir) / f"step_{step}", save)
-            if step == num_steps:
+        # Every epoch consists of whole steps.
+        self.num_steps = training_args.num_train_epochs * (len(loader) // training_args.gradient_accumulation_steps)
+        if training_args.max_train_steps is not None:
+            self.num_steps = min(self.num_steps, training_args.max_train_steps)
+        if training_args.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        if training_args.torch_compile:
+            model.compile(dynamic=True)
+        optimizer = make_optimizer(model, training_args, learning_rate_scales)
+        # Not prepared: the schedule counts optimizer steps, however many processes take them together.
+        self.lr_scheduler = get_scheduler(
+            training_args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=training_args.num_warmup_steps,
+            num_training_steps=self.num_steps,
+        )
+        self.model_class = type(model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        accelerator.register_for_checkpointing(self.lr_scheduler)
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+
+        self.step = 0
+        self.results: list[dict[str, float]] = []
+        self.run_id = uuid.uuid4().hex[:8]
+        self.totals = Totals()
+        # What was collected since the last time that it was shown, and since the epoch began.
+        self.shown_totals: dict[str, tuple[float, float]] = {}
+        self.epoch_totals: dict[str, tuple[float, float]] = {}
+        self._unchecked: list[tuple[int, torch.Tensor, dict[str, tuple], list]] = []
+        self._upload: Future | None = None
+        self._is_terminated = False
+
+    # ------------------------------------------------------------ the loop
+
+    def train(self) -> list[dict[str, float]]:
+        """
+        Trains from the beginning, or from the checkpoint that is to be resumed.
+
+        Returns:
+            For each epoch its mean training losses, as `train_*`, and what `end_epoch` measured. `all_results.json` in
+            the output folder holds the same, from the first epoch on.
+
+        Raises:
+            SystemExit: after SIGTERM and a checkpoint.
+            FloatingPointError: a loss is not finite.
+        """
+        self.resume()
+        self.start_trackers()
+        previous_handler = signal.signal(signal.SIGTERM, self._terminate)
+        self.progress_bar = tqdm(
+            total=self.num_steps,
+            initial=self.step,
+            desc="Training",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        self._start_clock()
+        while self.step < self.num_steps or self.loader.batch:
+            self.train_epoch()
+        self.progress_bar.close()
+        signal.signal(signal.SIGTERM, previous_handler)
+        if self._upload is not None:
+            self._upload.result()
+        return self.results
+
+    def train_epoch(self):
+        epoch = self.loader.epoch
+        self.begin_epoch(epoch)
+        self.model.train()
+        # Where the last checkpoint was written after the last step, only its evaluation is left.
+        batches = self._timed(self.loader) if self.step < self.num_steps else ()
+        for batch in batches:
+            self.take_batch(batch)
+            if self.accelerator.sync_gradients:
+                self.after_step()
+            if self.step == self.num_steps:
                 break
 
-        result = {f"train_{name}": value for name, value in epoch_means.compute(accelerator).items()}
-        result |= end_epoch(epoch, accelerator.unwrap_model(model), step == num_steps)
-        results.append({"epoch": epoch + 1, "step": step} | result)
-        if accelerator.is_main_process:
-            write_json(Path(output_args.output_dir) / "all_results.json", results)
-        accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=step)
-        if checkpoint_steps == "epoch":
-            save_atomically(accelerator, model, Path(output_args.output_dir) / f"epoch_{epoch + 1}", save)
-    progress_bar.close()
-    return results
+        self.collect()
+        self._stop_clock()
+        result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
+        self.epoch_totals.clear()
+        with self._whole_model() as model:
+            result |= self.end_epoch(epoch, model, self.step == self.num_steps)
+        self.results.append({"epoch": epoch + 1, "step": self.step} | result)
+        if self.accelerator.is_main_process:
+            write_json(self.output_dir / "all_results.json", self.results)
+        self.accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=self.step)
+        # The last epoch may have ended early.
+        self.loader.epoch, self.loader.batch = epoch + 1, 0
+        self._start_clock()
+        if self.output_args.checkpointing_steps == "epoch":
+            self.save_checkpoint()
+
+    @contextmanager
+    def _whole_model(self) -> Iterator[torch.nn.Module]:
+        """
+        The unwrapped model, to be evaluated. What FSDP divides among processes is gathered as long, so that these need
+        not compute equally many batches.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in shards:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        yield model
+        for module in shards:
+            plugin = self.accelerator.state.fsdp_plugin
+            module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
+            module.reshard()
+
+    def _timed(self, batches: Iterable) -> Iterator:
+        """Counts the seconds for which a batch is waited for."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            add_totals(self.shown_totals, {"loading_seconds": (time.perf_counter() - start, 0)})
+            yield batch
+
+    def take_batch(self, batch: dict[str, Any]):
+        """Adds the gradients of a batch, and takes a step of the optimizer where it is the last one of it."""
+        accelerator = self.accelerator
+        inputs = send_to_device(batch["inputs"], accelerator.device, non_blocking=True)
+        with accelerator.accumulate(self.model):
+            loss, values = self.compute_losses(self.model, inputs)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.training_args.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        loss = loss.detach()
+        self._unchecked.append((self.step + 1, loss, values, batch["ids"]))
+        self.totals.add({"loss": (loss, 1), "samples": (len(batch["ids"]), 0)} | values)
+        masks = [inputs[name] for name in ("attention_mask", "region_attention_mask") if name in inputs]
+        positions, size = sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)
+        self.totals.add({"positions": (positions, 0), "padding": (size - positions, size)})
+        if accelerator.sync_gradients and norm is not None:  # DeepSpeed clips by itself
+            # FSDP has a part of it in every process.
+            self.totals.add({"gradient_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm, 1)})
+
+    def after_step(self):
+        """Schedule, log, checkpoint, and the end if it was asked for."""
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+        self.step += 1
+        self.progress_bar.update()
+        is_logged = self.step % self.output_args.logging_steps == 0
+        if is_logged:
+            self.log()
+        steps = self.output_args.checkpointing_steps
+        is_saved = steps not in (None, "epoch") and self.step % int(steps) == 0
+        # Processes have to agree, which takes a moment: alone, one looks after every step.
+        is_terminated = self._is_terminated
+        if self.accelerator.num_processes > 1:
+            is_terminated = is_logged and self._any_process(is_terminated)
+        if is_saved or is_terminated:
+            self.save_checkpoint()
+        if is_terminated:
+            if self._upload is not None:
+                self._upload.result()
+            self.accelerator.end_training()
+            self.accelerator.print(
+                f"\nTerminated after step {self.step} of {self.num_steps}: --resume_from_checkpoint latest goes on."
+            )
+            raise SystemExit(TERMINATED)
+
+    def _terminate(self, signal_number, frame):
+        self._is_terminated = True
+
+    def _any_process(self, value: bool) -> bool:
+        flag = torch.tensor(float(value), device=self.accelerator.device)
+        return self.accelerator.reduce(flag, reduction="sum").item() > 0
+
+    # ------------------------------------------------------------ what is watched
+
+    def _start_clock(self):
+        self._clock = time.perf_counter()
+
+    def _stop_clock(self):
+        """Adds the time since its start to what is shown: evaluations and checkpoints do not count."""
+        add_totals(self.shown_totals, {"seconds": (time.perf_counter() - self._clock, 0)})
+
+    def collect(self):
+        """Gathers what the steps since the last call counted, after a look at their losses."""
+        self.check_losses()
+        totals = self.totals.flush(self.accelerator)
+        add_totals(self.shown_totals, totals)
+        add_totals(self.epoch_totals, totals)
+
+    def log(self):
+        self.collect()
+        self._stop_clock()
+        means, sums = means_of(self.shown_totals), {name: total for name, (total, _) in self.shown_totals.items()}
+        self.shown_totals.clear()
+        self._start_clock()
+        rates = {
+            "samples_per_second": sums["samples"] / sums["seconds"],
+            "positions_per_second": sums["positions"] / sums["seconds"],
+            "loading_share": sums["loading_seconds"] / sums["seconds"],
+            "memory_gib": memory_bytes(self.accelerator.device) / 2**30,
+        }
+        learning_rates = sorted(set(self.lr_scheduler.get_last_lr()), reverse=True)
+        rates |= {f"learning_rate{'' if i == 0 else f'_{i}'}": value for i, value in enumerate(learning_rates)}
+        shown = {name: f"{value:.3f}" for name, value in means.items() if name.endswith("loss")}
+        self.progress_bar.set_postfix(
+            shown | {"samples/s": f"{rates['samples_per_second']:.1f}"},
+            refresh=False,
+        )
+        self.accelerator.log({f"train/{name}": value for name, value in (means | rates).items()}, step=self.step)
+
+    def check_losses(self):
+        """
+        Looks at all losses since the last call, for which a device has to be waited for.
+
+        Raises:
+            FloatingPointError: one is not finite, in this or in another process.
+        """
+        losses = torch.stack([loss for _, loss, _, _ in self._unchecked]) if self._unchecked else torch.zeros(1)
+        is_finite = losses.isfinite().tolist()
+        message = "The loss of another process is not finite."
+        if not all(is_finite):
+            message = self._report_loss(*self._unchecked[is_finite.index(False)])
+        self._unchecked.clear()
+        if self._any_process(not all(is_finite)):
+            raise FloatingPointError(message)
+
+    def _report_loss(self, step: int, loss: torch.Tensor, values: dict[str, tuple], ids: list) -> str:
+        """Writes down which samples gave this loss, and says where."""
+        process = self.accelerator.process_index
+        path = self.output_dir / f"non_finite_loss_{process}.json"
+        means = {name: float(total) / max(float(count), 1) for name, (total, count) in values.items()}
+        # JSON knows no NaN.
+        report = {"step": step, "epoch": self.loader.epoch + 1, "process": process, "loss": str(loss.item())}
+        write_json(path, report | {"means": {name: str(mean) for name, mean in means.items()}, "samples": ids})
+        return (
+            f"The loss is {loss.item()} at step {step} (epoch {report['epoch']}, process {process}): "
+            f"{', '.join(f'{name} {mean:.4g}' for name, mean in means.items())}. {path} names the samples."
+        )
+
+    def start_trackers(self):
+        if not self.output_args.with_tracking:
+            return
+        # A run that goes on is the same run for each tracker, and replaces what was logged after the checkpoint.
+        same_run = {"id": self.run_id, "resume": "allow"}
+        self.accelerator.init_trackers(
+            "interbert",
+            config=dict(self.settings),
+            init_kwargs={
+                "tensorboard": {"purge_step": self.step + 1},
+                "wandb": {"name": self.output_dir.name} | same_run,
+                "trackio": {"name": f"{self.output_dir.name}-{self.run_id}", "resume": "allow"},
+            },
+        )
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self):
+        """All that the run needs to go on as if it had not stopped."""
+        self.collect()
+        self._stop_clock()
+        if self._upload is not None:
+            self._upload.result()  # it may be of the checkpoint that is about to be removed
+        folder = self.checkpoints.save(self.accelerator, self.step, self._write_checkpoint)
+        if self.output_args.push_checkpoints and self.accelerator.is_main_process:
+            self._upload = HfApi(token=self.output_args.hub_token).upload_folder(
+                repo_id=self.repo_id,
+                folder_path=folder,
+                revision=CHECKPOINT_BRANCH,
+                commit_message=f"Step {self.step}",
+                ignore_patterns=CHECKPOINT_ONLY,
+                run_as_future=True,
+            )
+        self._start_clock()
+
+    def _write_checkpoint(self, folder: Path):
+        self.accelerator.save_state(str(folder))
+        torch.save(self.loader.state_dict(), folder / f"data_{self.accelerator.process_index}.bin")
+        if self.accelerator.is_main_process:
+            run = {
+                "step": self.step,
+                "run_id": self.run_id,
+                "num_processes": self.accelerator.num_processes,
+                "settings": self.settings,
+                "results": self.results,
+                "shown_totals": self.shown_totals,
+                "epoch_totals": self.epoch_totals,
+            }
+            write_json(folder / "training_state.json", run)
+
+    @property
+    def _is_sharded(self) -> bool:
+        # Accelerate then writes and reads weights by itself.
+        return self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+    def _save_weights(self, models: list, weights: list, folder: str):
+        weights.clear()
+        self._write_model(Path(folder))
+
+    def _load_weights(self, models: list, folder: str):
+        if not self._is_sharded:
+            models.clear()
+            load_model(self.accelerator.unwrap_model(self.model), Path(folder) / "model.safetensors")
+
+    def _write_model(self, folder: Path):
+        """
+        Writes weights (safetensors), configuration, processor, and the code of all three, as `from_pretrained` reads
+        them. All processes call this.
+        """
+        state_dict = self.accelerator.get_state_dict(self.model)  # gathered, where it is divided among processes
+        if self.accelerator.is_main_process:
+            config = self.accelerator.unwrap_model(self.model).config
+            # Not the model itself: FSDP has given it another class, whose code would be written, and gathers tied
+            # weights one by one.
+            with torch.device("meta"):
+                model = self.model_class(config)
+            model.load_state_dict(state_dict, assign=True)
+            model.tie_weights()
+            model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+
+    def write_final_model(self):
+        """
+        Writes the trained model to the output folder, `config.json` last: a folder that has one holds a complete model,
+        and an interrupted run can be started again. All processes call this.
+        """
+        unfinished = self.output_dir / "final.unfinished"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            (self.output_dir / "config.json").unlink(missing_ok=True)
+        self._write_model(unfinished)
+        if self.accelerator.is_main_process:
+            for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+                path.replace(self.output_dir / path.name)
+            unfinished.rmdir()
+        self.accelerator.wait_for_everyone()
+
+    def resume(self):
+        """
+        Goes on from the checkpoint of `--resume_from_checkpoint`.
+
+        Raises:
+            ValueError: there is no such checkpoint, it is damaged, or it is of a run over other data, in other batches,
+                or of another number of processes.
+        """
+        requested = self.output_args.resume_from_checkpoint
+        if requested is None:
+            return
+        if requested == "latest":
+            folder = self.checkpoints.newest_valid()
+            if folder is None:
+                logger.info(f"{self.output_dir} has no checkpoint to go on from: the training begins.")
+                return
+        else:
+            folder = Path(requested)
+            damage = find_damage(folder)
+            if damage is not None:
+                raise ValueError(f"`--resume_from_checkpoint` {folder}: {damage}.")
+        run = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        self._compare_settings(folder, run)
+        self.accelerator.load_state(str(folder))
+        position = torch.load(folder / f"data_{self.accelerator.process_index}.bin", weights_only=True)
+        self.loader.load_state_dict(position)
+        self.shown_totals, self.epoch_totals = run["shown_totals"], run["epoch_totals"]
+        self.step, self.run_id, self.results = run["step"], run["run_id"], run["results"]
+        logger.info(f"Going on from {folder}, after step {self.step}.")
+
+    def _compare_settings(self, folder: Path, run: Mapping[str, Any]):
+        before = run["settings"] | {"num_processes": run["num_processes"]}
+        now = {**self.settings, "num_processes": self.accelerator.num_processes}
+        changed = {
+            name: f"--{name} was {before.get(name)}, is {now.get(name)}"
+            for name in {**before, **now}
+            if name not in FREE_ARGUMENTS and before.get(name) != now.get(name)
+        }
+        wrong = [changed[name] for name in changed if name in (*POSITION_ARGUMENTS, "num_processes")]
+        if wrong:
+            raise ValueError(f"{folder} is of another run: {'; '.join(wrong)}.")
+        for change in changed.values():
+            logger.warning(f"The run goes on with other settings: {change}.")
 
 
-def save_atomically(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    folder: Path,
-    save: Callable[[torch.nn.Module, Path], None],
-):
-    """Writes a checkpoint under a temporary name first, so that a folder of the right name is always complete."""
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        save(accelerator.unwrap_model(model), unfinished)
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    accelerator.wait_for_everyone()
-
-
-def write_json(path: Path, value):
-    """Writes under another name first, so that a file of this name is always complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2), encoding="utf-8")
-    unfinished.replace(path)
-
-
-def write_model(model: PreTrainedModel, processor: ProcessorMixin, output_dir: str | os.PathLike):
-    """Writes weights (safetensors), configuration, processor, and the code of all three."""
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-
-
-def write_final_model(model: PreTrainedModel, processor: ProcessorMixin, output_dir: str | os.PathLike):
-    """
-    Writes the trained model to the output folder, `config.json` last: a folder that has one holds a complete model, and
-    an interrupted run can be started again.
-    """
-    output_dir = Path(output_dir)
-    unfinished = output_dir / "final.unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (output_dir / "config.json").unlink(missing_ok=True)
-    write_model(model, processor, unfinished)
-    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
-        path.replace(output_dir / path.name)
-    unfinished.rmdir()
+def memory_bytes(device: torch.device) -> int:
+    """The most that tensors took on a GPU; on a CPU what the process takes now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def create_repository(output_args: OutputArguments) -> str:
     """Creates the repository to upload to, before the training, so that a wrong name or token shows at once."""
     api = HfApi(token=output_args.hub_token)
     repo_id = output_args.hub_model_id or Path(output_args.output_dir).absolute().name
-    return api.create_repo(repo_id, exist_ok=True).repo_id
+    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+    if output_args.push_checkpoints:
+        api.create_branch(repo_id, branch=CHECKPOINT_BRANCH, exist_ok=True)
+    return repo_id
 
 
 def push_folder(output_args: OutputArguments, repo_id: str) -> str:
@@ -326,7 +745,7 @@ def push_folder(output_args: OutputArguments, repo_id: str) -> str:
         repo_id=repo_id,
         folder_path=output_args.output_dir,
         commit_message="End of training",
-        ignore_patterns=["step_*", "epoch_*", "*.unfinished"],
+        ignore_patterns=["checkpoint-*", "*.unfinished*"],
     )
     return str(commit.commit_url)
 

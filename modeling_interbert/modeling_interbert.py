@@ -465,6 +465,10 @@ class InterBERTPreTrainedModel(PreTrainedModel):
                 The word head takes BERT's, where this model has one and the checkpoint has it too.
             kwargs: Where and how BERT is found: `revision`, `cache_dir`, `token` and the like of `from_pretrained`.
 
+        Returns:
+            The model. Its attribute `names_from_bert` lists the parameters that were taken from BERT, for a learning
+            rate of their own; it is not saved.
+
         Raises:
             `ValueError`: the checkpoint is no BERT, has too few layers, or differs in what both must share.
         """
@@ -484,6 +488,7 @@ class InterBERTPreTrainedModel(PreTrainedModel):
             bert_weights = {f"bert.{name}": weight for name, weight in bert.state_dict().items()}
 
         model = cls(config)
+        model.names_from_bert = []
         model_weights = model.state_dict()
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
         if model.config.tie_word_embeddings:
@@ -492,6 +497,7 @@ class InterBERTPreTrainedModel(PreTrainedModel):
             name = name if name.startswith("mlm_head.") else prefix + name
             if bert_name in bert_weights and name in model_weights:
                 model_weights[name].copy_(bert_weights[bert_name])
+                model.names_from_bert.append(name)
         return model.eval()
 
 

@@ -2,63 +2,130 @@
 
 import json
 import math
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader
 
+from checkpointing import CheckpointFolder, find_damage
+from data_loading import DatasetLoader
+from processing import ShuffledBatchSampler
 from training import (
+    TERMINATED,
     OutputArguments,
-    RunningMeans,
+    Totals,
     TrainingArguments,
+    TrainingRun,
+    add_totals,
     flat_config,
     format_table,
     make_accelerator,
     make_optimizer,
-    save_atomically,
-    train,
+    means_of,
 )
 
 
 class Line(nn.Module):
-    def __init__(self):
+    def __init__(self, dropout=0.0):
         super().__init__()
+        self.config = dropout
         self.matrix = nn.Linear(2, 1)
         self.layer_norm = nn.LayerNorm(2)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
-        return self.matrix(self.layer_norm(x))
+        return self.matrix(self.dropout(self.layer_norm(x)))
+
+    def tie_weights(self):
+        pass
+
+    def save_pretrained(self, folder):
+        Path(folder).mkdir(exist_ok=True)
+        save_file(self.state_dict(), Path(folder) / "model.safetensors")
+        (Path(folder) / "config.json").touch()
 
 
-POINTS = [{"x": torch.tensor([float(i), float(i * i)]), "y": torch.tensor([float(i % 3)])} for i in range(8)]
+class NoProcessor:
+    def save_pretrained(self, folder):
+        pass
 
 
-def squared_error(model, batch):
-    loss = ((model(batch["x"]) - batch["y"]) ** 2).mean()
-    return {"loss": loss, "error": loss.sqrt()}
+class Points(torch.utils.data.Dataset):
+    """8 points with their squares; `nan_at` has no number."""
+
+    def __init__(self, nan_at=None):
+        self.nan_at = nan_at
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        y = math.nan if i == self.nan_at else i % 3
+        return {"id": i, "x": torch.tensor([float(i), float(i * i)]), "y": torch.tensor([float(y)])}
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
 
 
-def run_training(tmp_path, end_epoch=None, begin_epoch=None, save=None, batch_size=4, steps=None, **arguments):
+def collate(points):
+    inputs = {name: torch.stack([point[name] for point in points]) for name in ("x", "y")}
+    return {"inputs": inputs, "ids": [point["id"] for point in points]}
+
+
+def squared_error(model, inputs):
+    loss = ((model(inputs["x"]) - inputs["y"]) ** 2).mean()
+    return loss, {"error": (loss.detach().sqrt() * len(inputs["x"]), len(inputs["x"]))}
+
+
+def make_run(
+    output_dir,
+    *,
+    batch_size=4,
+    dropout=0.0,
+    points=None,
+    compute_losses=squared_error,
+    begin_epoch=lambda epoch: None,
+    end_epoch=lambda epoch, model, is_last: {},
+    checkpointing_steps=None,
+    save_total_limit=None,
+    resume_from_checkpoint=None,
+    settings=None,
+    logging_steps=1,
+    **arguments,
+):
     training_args = TrainingArguments(per_device_train_batch_size=batch_size, **arguments)
     output_args = OutputArguments(
-        output_dir=str(tmp_path / "out"), checkpointing_steps=str(steps) if steps else None, logging_steps=1
+        output_dir=str(output_dir),
+        overwrite_output_dir=True,
+        checkpointing_steps=checkpointing_steps,
+        save_total_limit=save_total_limit,
+        resume_from_checkpoint=resume_from_checkpoint,
+        logging_steps=logging_steps,
     )
     torch.manual_seed(0)
-    model = Line()
-    results = train(
+    points = points or Points()
+    sampler = ShuffledBatchSampler(len(points), batch_size, batches_per_step=training_args.gradient_accumulation_steps)
+    return TrainingRun(
         make_accelerator(training_args, output_args),
-        model,
-        DataLoader(POINTS, batch_size=batch_size),
+        Line(dropout),
+        NoProcessor(),
+        DatasetLoader(points, sampler, collate),
         training_args,
         output_args,
-        squared_error,
-        begin_epoch or (lambda epoch: None),
-        end_epoch or (lambda epoch, model, is_last: {}),
-        save or (lambda model, folder: None),
+        compute_losses,
+        begin_epoch,
+        end_epoch,
+        settings=settings or flat_config(training_args),
     )
-    return model, results
+
+
+def parameters(run):
+    return list(run.model.parameters())
 
 
 def test_weight_decay_spares_biases_and_layer_norms():
@@ -73,52 +140,73 @@ def test_weight_decay_spares_biases_and_layer_norms():
     }
 
 
+def test_parameters_with_a_learning_rate_of_their_own():
+    model = Line()
+    args = TrainingArguments(learning_rate=0.2, weight_decay=0.3)
+    optimizer = make_optimizer(model, args, {"matrix.weight": 0.1, "matrix.bias": 0.1})
+    groups = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {"matrix.weight": (0.02, 0.3), "matrix.bias": (0.02, 0), "layer_norm.weight": (0.2, 0)}
+    for name, (learning_rate, weight_decay) in expected.items():
+        assert groups[id(model.get_parameter(name))] == (pytest.approx(learning_rate), weight_decay)
+
+
 def test_training_follows_plain_pytorch(tmp_path):
     """Two epochs of two steps with warm-up and linear decay, against the same steps written out."""
-    model, results = run_training(
+    run = make_run(
         tmp_path, num_train_epochs=2, learning_rate=0.1, num_warmup_steps=1, weight_decay=0.0, max_grad_norm=0.5
     )
+    results = run.train()
     torch.manual_seed(0)
     expected = Line()
     optimizer = torch.optim.AdamW(expected.parameters(), lr=0.1, eps=1e-6, weight_decay=0.0)
     losses = []
+    sampler = ShuffledBatchSampler(8, 4)
+    points = Points()
     for step in range(4):
         # 1 step of warm-up from 0, then linearly down to 0 after the 4th step.
         optimizer.param_groups[0]["lr"] = 0.1 * [0, 1, 2 / 3, 1 / 3][step]
-        points = POINTS[:4] if step % 2 == 0 else POINTS[4:]
-        batch = {name: torch.stack([point[name] for point in points]) for name in ("x", "y")}
-        loss = squared_error(expected, batch)["loss"]
+        sampler.set_position(step // 2)
+        inputs = collate([points[i] for i in list(sampler)[step % 2]])["inputs"]
+        loss, _ = squared_error(expected, inputs)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(expected.parameters(), 0.5)
         optimizer.step()
-    for parameter, value in zip(model.parameters(), expected.parameters(), strict=True):
+    for parameter, value in zip(parameters(run), expected.parameters(), strict=True):
         torch.testing.assert_close(parameter, value)
     assert [(result["epoch"], result["step"]) for result in results] == [(1, 2), (2, 4)]
     assert math.isclose(results[1]["train_loss"], (losses[2] + losses[3]) / 2, rel_tol=1e-5)
 
 
 def test_accumulated_batches_train_like_one_large_batch(tmp_path):
-    large, _ = run_training(tmp_path, batch_size=4, num_train_epochs=2)
-    small, results = run_training(tmp_path, batch_size=2, num_train_epochs=2, gradient_accumulation_steps=2)
-    assert results[-1]["step"] == 4
-    for parameter, value in zip(small.parameters(), large.parameters(), strict=True):
+    large, small = (
+        make_run(tmp_path / str(size), batch_size=size, num_train_epochs=2, gradient_accumulation_steps=4 // size)
+        for size in (4, 2)
+    )
+    large.train()
+    assert small.train()[-1]["step"] == 4
+    for parameter, value in zip(parameters(small), parameters(large), strict=True):
         torch.testing.assert_close(parameter, value)
 
 
 def test_max_train_steps_ends_the_training(tmp_path):
     epochs = []
-    _, results = run_training(
+    run = make_run(
         tmp_path,
         begin_epoch=epochs.append,
         end_epoch=lambda epoch, model, is_last: {"last": is_last},
         num_train_epochs=5,
         max_train_steps=3,
     )
+    results = run.train()
     assert epochs == [0, 1]
     assert [(result["step"], result["last"]) for result in results] == [(2, False), (3, True)]
-    assert json.loads((tmp_path / "out" / "all_results.json").read_text()) == results
+    assert json.loads((tmp_path / "all_results.json").read_text()) == results
 
 
 def test_results_of_finished_epochs_survive_a_failure(tmp_path):
@@ -127,33 +215,193 @@ def test_results_of_finished_epochs_survive_a_failure(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_training(tmp_path, begin_epoch=fail_in_the_second, num_train_epochs=3)
-    assert [result["epoch"] for result in json.loads((tmp_path / "out" / "all_results.json").read_text())] == [1]
+        make_run(tmp_path, begin_epoch=fail_in_the_second, num_train_epochs=3).train()
+    assert [result["epoch"] for result in json.loads((tmp_path / "all_results.json").read_text())] == [1]
 
 
-def test_running_means_count_each_loss_by_itself():
-    means = RunningMeans()
-    means.update({"loss": torch.tensor(1.0)})
-    means.update({"loss": torch.tensor(3.0), "region_loss": torch.tensor(5.0)})
-    assert means.compute(Accelerator(cpu=True)) == {"loss": 2.0, "region_loss": 5.0}
+def test_means_are_of_what_was_counted():
+    totals, accelerator = Totals(), Accelerator(cpu=True)
+    totals.add({"loss": (torch.tensor(1.0), 1), "region_loss": (torch.tensor(0.0), 0), "samples": (4, 0)})
+    totals.add({"loss": (torch.tensor(9.0), 3), "region_loss": (torch.tensor(10.0), 2), "samples": (3, 0)})
+    collected = totals.flush(accelerator)
+    assert collected == {"loss": (10.0, 4.0), "region_loss": (10.0, 2.0), "samples": (7.0, 0.0)}
+    assert totals.flush(accelerator) == {}
+    add_totals(collected, {"loss": (2.0, 2.0), "new": (3.0, 1.0)})
+    assert means_of(collected) == {"loss": 2.0, "region_loss": 5.0, "new": 3.0}
+
+
+# ---------------------------------------------------------------- going on
+
+
+class Killed(BaseException):
+    pass
+
+
+def train_with_kills(output_dir, kills, **arguments):
+    """Trains, dies in the middle of each of these steps, and goes on from the newest checkpoint."""
+    for kill in [*kills, None]:
+        run = make_run(output_dir, resume_from_checkpoint="latest", **arguments)
+
+        def compute_losses(model, inputs, run=run, kill=kill):
+            if run.step == kill:
+                raise Killed
+            return squared_error(model, inputs)
+
+        run.compute_losses = compute_losses
+        try:
+            results = run.train()
+        except Killed:
+            continue
+        return run, results
+
+
+@pytest.mark.parametrize("checkpointing_steps", ["1", "2", "3", "5", "epoch"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, checkpointing_steps, accumulation):
+    arguments = {
+        "dropout": 0.5,
+        "batch_size": 2,
+        "num_train_epochs": 4,
+        "learning_rate": 0.1,
+        "gradient_accumulation_steps": accumulation,
+        "logging_steps": 3,
+        "end_epoch": lambda epoch, model, is_last: {"weight": model.matrix.weight[0, 0].item()},
+    }
+    undisturbed = make_run(tmp_path / "undisturbed", **arguments)
+    results = undisturbed.train()
+    kills = (1, 4, 4, 7) if accumulation == 2 else (1, 6, 11, 15)
+    killed, killed_results = train_with_kills(
+        tmp_path / "killed", kills, checkpointing_steps=checkpointing_steps, save_total_limit=1, **arguments
+    )
+    for parameter, value in zip(parameters(killed), parameters(undisturbed), strict=True):
+        assert torch.equal(parameter, value)
+    assert len(killed_results) == 4
+    for result, expected in zip(killed_results, results, strict=True):
+        assert result == pytest.approx(expected, rel=1e-6)
+    assert len(CheckpointFolder(tmp_path / "killed").checkpoints()) == 1
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    first = make_run(tmp_path, num_train_epochs=2, checkpointing_steps="1")
+    results = first.train()
+    again = make_run(tmp_path, num_train_epochs=2, checkpointing_steps="1", resume_from_checkpoint="latest")
+    assert again.train() == results
+    for parameter, value in zip(parameters(again), parameters(first), strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits(tmp_path, capsys):
+    def compute_losses(model, inputs):
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return squared_error(model, inputs)
+
+    run = make_run(tmp_path, num_train_epochs=5)
+    run.compute_losses = compute_losses
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as exit_info:
+            run.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert exit_info.value.code == TERMINATED == 143
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-3"]
+    assert "Terminated after step 3 of 10" in capsys.readouterr().out
+    resumed = make_run(tmp_path, num_train_epochs=5, resume_from_checkpoint="latest")
+    resumed.train()
+    undisturbed = make_run(tmp_path / "undisturbed", num_train_epochs=5)
+    undisturbed.train()
+    for parameter, value in zip(parameters(resumed), parameters(undisturbed), strict=True):
+        assert torch.equal(parameter, value)
+
+
+def flip_a_bit(path: Path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: flip_a_bit(folder / "model.safetensors"), "model.safetensors is not what was written"),
+        (lambda folder: flip_a_bit(folder / "optimizer.bin"), "optimizer.bin is not what was written"),
+        (lambda folder: (folder / "random_states_0.pkl").unlink(), "random_states_0.pkl is missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "expected a checkpoint with a manifest.json"),
+        (lambda folder: (folder / "manifest.json").unlink(), "expected a checkpoint with a manifest.json"),
+    ],
+)
+def test_damaged_checkpoints_are_skipped_with_a_message(tmp_path, caplog, damage, message):
+    make_run(tmp_path, num_train_epochs=2, checkpointing_steps="1").train()
+    damage(tmp_path / "checkpoint-4")
+    assert message in find_damage(tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-9.unfinished").mkdir()
+    assert CheckpointFolder(tmp_path).newest_valid() == tmp_path / "checkpoint-3"
+    assert f"checkpoint-4 is skipped: {message}" in caplog.text
+    run = make_run(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    with pytest.raises(ValueError, match=message):
+        run.train()
+
+
+def test_without_a_checkpoint_latest_is_the_beginning(tmp_path):
+    assert len(make_run(tmp_path, num_train_epochs=2, resume_from_checkpoint="latest").train()) == 2
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, caplog):
+    settings = {"seed": 1, "learning_rate": 0.1, "logging_steps": 5}
+    make_run(tmp_path, checkpointing_steps="1", settings=settings).train()
+    other = make_run(tmp_path, resume_from_checkpoint="latest", settings=settings | {"seed": 2})
+    with pytest.raises(ValueError, match="is of another run: --seed was 1, is 2"):
+        other.train()
+    changed = settings | {"learning_rate": 0.2, "logging_steps": 6}
+    make_run(tmp_path, resume_from_checkpoint="latest", settings=changed).train()
+    assert "goes on with other settings: --learning_rate was 0.1, is 0.2" in caplog.text
+    assert "logging_steps" not in caplog.text
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    make_run(tmp_path, num_train_epochs=6, checkpointing_steps="1", save_total_limit=2).train()
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-12", "checkpoint-11"]
 
 
 def test_checkpoints_are_complete_or_absent(tmp_path):
-    def save(model, folder):
+    def fail(folder):
         (folder / "half").touch()
-        if folder.name.startswith("step_4"):
-            raise OSError("disk full")
+        raise OSError("disk full")
 
+    accelerator = Accelerator(cpu=True)
+    checkpoints = CheckpointFolder(tmp_path)
+    checkpoints.save(accelerator, 2, lambda folder: (folder / "whole").touch())
     with pytest.raises(OSError, match="disk full"):
-        run_training(tmp_path, save=save, steps=2, num_train_epochs=3)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["all_results.json", "step_2", "step_4.unfinished"]
-
+        checkpoints.save(accelerator, 4, fail)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4.unfinished"]
+    assert checkpoints.newest_valid() == tmp_path / "checkpoint-2"
     # The next checkpoint of that name takes the place of what was left behind.
-    accelerator = make_accelerator(TrainingArguments(), OutputArguments(output_dir=str(tmp_path / "out")))
-    save_atomically(accelerator, Line(), tmp_path / "out" / "step_4", lambda model, folder: (folder / "new").touch())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["all_results.json", "step_2", "step_4"]
-    assert [path.name for path in (tmp_path / "out" / "step_4").iterdir()] == ["new"]
+    checkpoints.save(accelerator, 4, lambda folder: (folder / "new").touch())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint-4").iterdir()) == ["manifest.json", "new"]
+
+
+@pytest.mark.parametrize("logging_steps", [1, 3, 100])
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps):
+    run = make_run(
+        tmp_path,
+        points=Points(nan_at=5),
+        batch_size=1,
+        num_train_epochs=2,
+        logging_steps=logging_steps,
+        checkpointing_steps="2",
+    )
+    sampler = ShuffledBatchSampler(8, 1)
+    step = list(sampler).index([5]) + 1
+    with pytest.raises(FloatingPointError, match=rf"The loss is nan at step {step} \(epoch 1, process 0\): error nan"):
+        run.train()
+    report = json.loads((tmp_path / "non_finite_loss_0.json").read_text())
+    assert report == {"step": step, "epoch": 1, "process": 0, "loss": "nan", "means": {"error": "nan"}, "samples": [5]}
+    # No checkpoint holds what came of it.
+    newest = CheckpointFolder(tmp_path).newest_valid()
+    assert int(newest.name.removeprefix("checkpoint-")) < step
+    assert all(value.isfinite().all() for value in load_file(newest / "model.safetensors").values())
 
 
 @pytest.mark.parametrize(
@@ -171,16 +419,25 @@ def test_bad_training_arguments(arguments, message):
         TrainingArguments(**arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"checkpointing_steps": "often"}, "must be a positive number or 'epoch', got 'often'"),
+        ({"save_total_limit": 0}, "`--save_total_limit` must be at least 1, got 0"),
+        ({"logging_steps": 0}, "`--logging_steps` must be at least 1, got 0"),
+        ({"push_checkpoints": True}, "goes with `--push_to_hub` and `--checkpointing_steps`"),
+    ],
+)
+def test_bad_output_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        OutputArguments(output_dir=str(tmp_path), **arguments)
+
+
 def test_a_trained_model_is_not_overwritten_by_accident(tmp_path):
     (tmp_path / "config.json").touch()
     with pytest.raises(ValueError, match="already holds a model"):
         OutputArguments(output_dir=str(tmp_path))
     OutputArguments(output_dir=str(tmp_path), overwrite_output_dir=True)
-
-
-def test_bad_checkpointing_steps(tmp_path):
-    with pytest.raises(ValueError, match="must be a positive number or 'epoch', got 'often'"):
-        OutputArguments(output_dir=str(tmp_path), checkpointing_steps="often")
 
 
 def test_trackers_get_plain_values_and_no_token(tmp_path):

@@ -1,0 +1,84 @@
+"""Checkpoints of a run that is going on: complete or absent, found again, checked, and kept to a number."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+
+from files import file_digest, write_json
+
+logger = get_logger(__name__)
+MANIFEST = "manifest.json"
+
+
+class CheckpointFolder:
+    """
+    The folders `checkpoint-STEP` of a run.
+
+    Args:
+        path: Folder that they are in.
+        total_limit: After one is written, so many of the newest are kept. None keeps all.
+    """
+
+    def __init__(self, path: Path, total_limit: int | None = None):
+        self.path = path
+        self.total_limit = total_limit
+
+    def checkpoints(self) -> list[Path]:
+        """All, the newest first."""
+        numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.path.glob("checkpoint-*")]
+        return [path for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True)]
+
+    def save(self, accelerator: Accelerator, step: int, write: Callable[[Path], None]) -> Path:
+        """
+        Writes a checkpoint under a temporary name first, so that a folder of the right name is always complete. All
+        processes call this.
+
+        Args:
+            write: Called in every process with the folder to write to.
+        """
+        folder = self.path / f"checkpoint-{step}"
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        write(unfinished)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+            manifest = {path.relative_to(unfinished).as_posix(): file_digest(path) for path in files}
+            write_json(unfinished / MANIFEST, manifest)
+            shutil.rmtree(folder, ignore_errors=True)
+            unfinished.rename(folder)
+            for old in self.checkpoints()[self.total_limit :] if self.total_limit is not None else []:
+                shutil.rmtree(old)
+        accelerator.wait_for_everyone()
+        return folder
+
+    def newest_valid(self) -> Path | None:
+        """The newest checkpoint without damage; those before it are named in a warning."""
+        for folder in self.checkpoints():
+            damage = find_damage(folder)
+            if damage is None:
+                return folder
+            logger.warning(f"{folder} is skipped: {damage}.")
+        return None
+
+
+def find_damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: files that are missing, or not what was written. None if it is sound."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"expected a checkpoint with a {MANIFEST}, {error}"
+    for name, digest in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_digest(folder / name) != digest:
+            return f"{name} is not what was written"
+    return None

@@ -1,0 +1,116 @@
+#!/usr/bin/env python
+"""
+Compares pretraining recipes: pretrains with each of them, with several seeds, and sets what is measured at the end side
+by side (the paper's Table 4 compares objectives so).
+
+Two tiny runs on generated scenes, on a CPU:
+
+    python examples/generate_scenes.py outputs/tiny_scenes --num_train 200 --num_validation 50 --num_test 50
+    python examples/compare_pretraining.py --output_dir outputs/tiny_comparison --seeds 1 \\
+        --recipes examples/recipes/flickr8k/mlm_mom.yaml examples/recipes/flickr8k/msm_mrm.yaml \\
+        -- --dataset_name outputs/tiny_scenes --tokenizer_name outputs/tiny_scenes/tokenizer \\
+        --config_overrides hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,\\
+vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_layers=1,pooler_size=64 \\
+        --retrieval_eval_size 20
+
+What stands behind `--` are arguments of run_pretrain.py, which all runs get. A comparison that was stopped goes on when
+the same command is given again. It writes `comparison.json`, `comparison.md` and `comparison.png`.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from files import write_json
+from training import format_table
+
+EXAMPLES = Path(__file__).resolve().parent
+RECALLS = [f"eval_{direction}_recall_at_{k}" for direction in ("image", "text") for k in (1, 5, 10)]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pretrain with several recipes and compare what comes out.")
+    parser.add_argument(
+        "--recipes", nargs="+", type=Path, required=True, help="One YAML file for each way to pretrain."
+    )
+    parser.add_argument("--base_recipe", type=Path, help="YAML file of what all of them share.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is run with each of them.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the runs and the comparison.")
+    parser.add_argument("arguments", nargs="*", help="Behind --: arguments of run_pretrain.py for all runs.")
+    args = parser.parse_args()
+    names = [path.stem for path in args.recipes]
+    if len(set(names)) < len(names):
+        parser.error(f"--recipes: expected files of different names, got {', '.join(names)}")
+    return args
+
+
+def run_once(args: argparse.Namespace, recipe: Path, seed: int) -> dict[str, float]:
+    """Pretrains unless that has been done, and returns what was measured after the last epoch."""
+    folder = args.output_dir / f"{recipe.stem}-seed{seed}"
+    if not (folder / "config.json").exists():
+        recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
+        command = [str(EXAMPLES / "run_pretrain.py"), "--recipe", *recipes, *args.arguments, "--seed", str(seed)]
+        command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+        print(f"\n$ python {shlex.join(command)}\n", flush=True)
+        subprocess.run([sys.executable, *command], check=True)
+    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))[-1]
+
+
+def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str]]:
+    """A row for each recipe: recalls in percent, the mean over the seeds and, of several, the lowest and highest."""
+    rows = []
+    for name, runs in results.items():
+        row = {"recipe": name}
+        for recall in RECALLS:
+            values = [100 * run[recall] for run in runs.values() if recall in run]
+            if values:
+                spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+                column = recall.removeprefix("eval_").replace("_recall_at_", " R@")
+                row[column] = f"{np.mean(values):.1f}{spread}"
+        rows.append(row)
+    return rows
+
+
+def draw(results: dict[str, dict[int, dict[str, float]]], path: Path):
+    """Recalls of the images by recipe: a bar for the mean, a dot for each seed."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for axis, recall in zip(axes, RECALLS[:3], strict=True):
+        for position, runs in enumerate(results.values()):
+            values = [100 * run[recall] for run in runs.values()]
+            axis.bar(position, np.mean(values), width=0.6, color="#8da0cb")
+            axis.scatter([position] * len(values), values, color="#333333", s=14, zorder=2)
+        axis.set_xticks(range(len(results)), [name.replace("_", "\n") for name in results], fontsize=8)
+        axis.set_title(f"caption → image, R@{recall.rsplit('_', 1)[1]} (%)", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main():
+    args = parse_args()
+    results: dict[str, dict[int, dict[str, float]]] = {recipe.stem: {} for recipe in args.recipes}
+    for seed in args.seeds:
+        for recipe in args.recipes:
+            results[recipe.stem][seed] = run_once(args, recipe, seed)
+    rows = summarize(results)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    write_json(args.output_dir / "comparison.json", results)
+    (args.output_dir / "comparison.md").write_text(
+        "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n", encoding="utf-8"
+    )
+    if len(rows[0]) > 1:
+        draw(results, args.output_dir / "comparison.png")
+    print(f"\n{format_table(rows)}\n\nAlso in {args.output_dir}: comparison.json, comparison.md, comparison.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Arguments from recipes and from the command line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from transformers import SchedulerType
+
+from arguments import parse_arguments, write_recipe
+from run_pretrain import DataArguments, ModelArguments, ObjectiveArguments
+from training import OutputArguments, TrainingArguments
+
+RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"
+PRETRAINING = (ModelArguments, DataArguments, ObjectiveArguments, TrainingArguments, OutputArguments)
+
+
+@dataclass
+class Numbers:
+    count: int = field(metadata={"help": "How many."})
+    rate: float = 0.5
+    names: list[str] = field(default_factory=lambda: ["a"])
+    flag: bool = False
+    choice: str = field(default="x", metadata={"choices": ["x", "y"]})
+    scheduler: SchedulerType = SchedulerType.LINEAR
+
+    def __post_init__(self):
+        if self.count < 0:
+            raise ValueError(f"`--count` must not be negative, got {self.count}.")
+
+
+def parse(*arguments: str) -> Numbers:
+    return parse_arguments((Numbers,), "Numbers.", arguments)[0]
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_command_line_wins_over_recipes_and_the_later_recipe_over_the_earlier(tmp_path):
+    first = write(tmp_path / "first.yaml", "count: 3\nrate: 1e-4\nnames: [b, 'c,d']\nflag: true\n")
+    second = write(tmp_path / "second.yaml", "# a comment\ncount: 4\nscheduler: cosine\n")
+    args = parse("--recipe", first, second, "--names", "e", "--choice", "y")
+    assert args == Numbers(count=4, rate=1e-4, names=["e"], flag=True, choice="y", scheduler=SchedulerType.COSINE)
+    assert parse("--recipe", second, first).names == ["b", "c,d"]
+    assert parse("--count", "1") == Numbers(count=1)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("count: 1\ncuont: 2\n", "expected arguments of this script, got cuont"),
+        ("- count\n", "expected names and values of arguments, got ['count']"),
+        ("count: [\n", "expected a YAML file"),
+        ("count: many\n", "argument --count: invalid int value: 'many'"),
+        ("count: 1\nchoice: z\n", "argument --choice: invalid choice: 'z'"),
+        ("count: -1\n", "`--count` must not be negative, got -1."),
+        ("rate: 1\n", "the following arguments are required: --count"),
+    ],
+)
+def test_bad_recipes(tmp_path, capsys, text, message):
+    with pytest.raises(SystemExit):
+        parse("--recipe", write(tmp_path / "recipe.yaml", text))
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_recipe(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse("--recipe", str(tmp_path / "none.yaml"))
+    assert "none.yaml: expected a YAML file" in capsys.readouterr().err
+
+
+def pretraining_arguments(*recipes: Path):
+    paths = [str(path) for path in recipes]
+    command = ["--recipe", *paths, "--dataset_name", "data", "--output_dir", "out"]
+    if not any("\nbert_name_or_path:" in path.read_text() for path in recipes):
+        command += ["--bert_name_or_path", "bert"]
+    return parse_arguments(PRETRAINING, "Pretrain.", command)
+
+
+def test_the_paper_s_recipe():
+    model, data, objectives, training, _ = pretraining_arguments(RECIPES / "pretrain_base.yaml")
+    assert (model.bert_name_or_path, model.layout) == ("bert-base-uncased", "paper")
+    assert (training.learning_rate, training.num_warmup_steps, training.weight_decay) == (1e-4, 10000, 0.01)
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-6)
+    assert 8 * training.per_device_train_batch_size == 512
+    assert (data.max_seq_length, data.max_regions) == (36, 36)
+    assert sum(objectives.stage_epochs) == 20
+    assert [objectives.objectives_of(epoch) for epoch in (0, 6, 7, 19)] == ["mlm,mom,itm"] * 2 + ["msm,mrm,itm"] * 2
+    assert objectives.negative_shares_of(6)["hard_negative_share"] == 0
+    assert objectives.negative_shares_of(7)["hard_negative_share"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "name, epochs",
+    [("pretrain_release", 20), ("one_stage_mlm_mom", 15), ("one_stage_msm_mrm", 15), ("two_stage", 15)],
+)
+def test_variants_of_the_paper_s_recipe(name, epochs):
+    model, _, objectives, *_ = pretraining_arguments(RECIPES / "pretrain_base.yaml", RECIPES / f"{name}.yaml")
+    assert sum(objectives.stage_epochs) == epochs
+    assert model.layout == ("release" if name == "pretrain_release" else "paper")
+
+
+def test_recipes_to_be_compared_differ_in_the_objectives_alone():
+    base = RECIPES / "flickr8k" / "pretrain.yaml"
+    epochs = set()
+    for path in sorted((RECIPES / "flickr8k").glob("*.yaml")):
+        if path != base:
+            objectives = pretraining_arguments(base, path)[2]
+            epochs.add(sum(objectives.stage_epochs))
+            assert set(path.read_text().split()) & {"learning_rate:", "per_device_train_batch_size:"} == set()
+    assert epochs == {3}
+
+
+def test_a_written_recipe_repeats_the_run(tmp_path):
+    arguments = pretraining_arguments(RECIPES / "pretrain_base.yaml", RECIPES / "pretrain_release.yaml")
+    write_recipe(tmp_path / "recipe.yaml", *arguments[:-1])
+    again = parse_arguments(
+        PRETRAINING, "Pretrain.", ["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", "out"]
+    )
+    assert again[:-1] == arguments[:-1]
