@@ -33,12 +33,10 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
-from transformers import AutoConfig, AutoTokenizer
 
 from arguments import parse_arguments, write_recipe
-from configuration_interbert import InterBERTConfig
 from data_loading import DatasetLoader, EpochLoader, StreamLoader
-from model_cards import PretrainedCard
+from model_loading import ModelArguments, learning_rate_scales, load_model
 from modeling_interbert import InterBERTForPreTraining
 from modeling_interbert.modeling_interbert import InterBERTForPreTrainingOutput
 from processing import (
@@ -51,72 +49,21 @@ from processing import (
     StreamedBatches,
     load_region_dataset,
 )
+from publishing import publish
 from retrieval_evaluation import recall_at_k, score_captions_against_images
 from training import (
     OutputArguments,
     Totals,
     TrainingArguments,
     TrainingRun,
-    create_repository,
     flat_config,
     format_table,
     make_accelerator,
     means_of,
-    push_folder,
     set_up_logging,
 )
 
 logger = get_logger(__name__)
-
-
-@dataclass
-class ModelArguments:
-    """Which model is pretrained, and what it starts from: an InterBERT, a BERT, or nothing."""
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "InterBERT checkpoint to go on from, with its processor."}
-    )
-    bert_name_or_path: str | None = field(
-        default=None, metadata={"help": "BERT checkpoint to start from, with its tokenizer."}
-    )
-    layout: str = field(
-        default="paper",
-        metadata={
-            "help": "How the layers of `--bert_name_or_path` are used: all as interaction layers (paper), or the "
-            "first half as interaction layers and the second as text stream (release).",
-            "choices": ["paper", "release"],
-        },
-    )
-    config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of a model from scratch: a folder, a file or a Hub name."}
-    )
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Values of the configuration, such as hidden_size=128,num_text_layers=2."}
-    )
-    tokenizer_name: str | None = field(
-        default=None, metadata={"help": "BERT tokenizer, if not that of the checkpoint."}
-    )
-    bert_learning_rate_scale: float = field(
-        default=1.0, metadata={"help": "The learning rate of parameters from BERT is multiplied by it (release: 0.1)."}
-    )
-
-    def __post_init__(self):
-        if self.model_name_or_path is not None and self.bert_name_or_path is not None:
-            raise ValueError("Give either `--model_name_or_path` or `--bert_name_or_path`, not both.")
-        if self.model_name_or_path is not None and (self.config_name or self.config_overrides or self.tokenizer_name):
-            raise ValueError(
-                "`--config_name`, `--config_overrides` and `--tokenizer_name` are for new models: the checkpoint of "
-                "`--model_name_or_path` has its own."
-            )
-        if self.model_name_or_path is None and self.bert_name_or_path is None and self.tokenizer_name is None:
-            raise ValueError("A model from scratch needs `--tokenizer_name`.")
-        if self.bert_learning_rate_scale != 1 and self.bert_name_or_path is None:
-            raise ValueError(
-                "`--bert_learning_rate_scale` goes with `--bert_name_or_path`: in other checkpoints it is not known "
-                "which parameters came from BERT."
-            )
-        if self.bert_learning_rate_scale < 0:
-            raise ValueError(f"`--bert_learning_rate_scale` must not be negative, got {self.bert_learning_rate_scale}.")
 
 
 @dataclass
@@ -269,61 +216,21 @@ def choose_region_objective(requested: str | None, regions: RegionDataset | Regi
     return requested
 
 
-def load_checkpoint(
-    args: ModelArguments, region_objective: str | None, region_feature_size: int
-) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
-    """The model and the processor of `--model_name_or_path`, if they fit the dataset and the other arguments."""
-    model = InterBERTForPreTraining.from_pretrained(args.model_name_or_path)
-    processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
-    if model.config.region_feature_size != region_feature_size:
-        raise ValueError(
-            f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, got "
-            f"{region_feature_size}."
-        )
-    if region_objective not in (None, model.config.region_objective):
-        raise ValueError(
-            f"`--region_objective` must be that of the checkpoint, {model.config.region_objective}, got "
-            f"{region_objective}."
-        )
-    return model, processor
-
-
 def build_model(
     args: ModelArguments, splits: list[RegionDataset | RegionStream], region_objective: str | None
 ) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
     """The model and the processor, with the sizes that all splits of the dataset call for."""
-    region_feature_size = splits[0].region_feature_size
-    if any(regions.region_feature_size != region_feature_size for regions in splits):
-        raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
-    if args.model_name_or_path is not None:
-        model, processor = load_checkpoint(args, region_objective, region_feature_size)
-        config = model.config
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.bert_name_or_path)
-        processor = InterBERTProcessor(tokenizer, region_feature_size=region_feature_size)
+    values = {}
+    if args.model_name_or_path is None:
         objective = choose_region_objective(region_objective, splits[0])
-        sizes = {"region_feature_size": region_feature_size, "region_objective": objective}
+        values["region_objective"] = objective
         if objective != "feature":
-            sizes["num_region_classes"] = max(regions.num_region_classes(objective) for regions in splits)
-        if args.config_name is not None:
-            config = InterBERTConfig.from_pretrained(args.config_name, **sizes)
-        elif args.bert_name_or_path is not None:
-            bert_config = AutoConfig.from_pretrained(args.bert_name_or_path)
-            config = InterBERTConfig.from_bert_config(bert_config, layout=args.layout, **sizes)
-        else:
-            config = InterBERTConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **sizes)
-        if args.config_overrides is not None:
-            config.update_from_string(args.config_overrides)
-            config.validate()  # setting values checks each of them, but not whether they fit together
-        if args.bert_name_or_path is not None:
-            model = InterBERTForPreTraining.from_bert(args.bert_name_or_path, config=config, layout=args.layout)
-        else:
-            model = InterBERTForPreTraining(config)
-
-    if len(processor.tokenizer) > config.vocab_size:
+            values["num_region_classes"] = max(regions.num_region_classes(objective) for regions in splits)
+    model, processor = load_model(InterBERTForPreTraining, args, splits, new_values=values)
+    config = model.config
+    if region_objective not in (None, config.region_objective) and args.model_name_or_path is not None:
         raise ValueError(
-            f"The model's vocabulary must hold the tokenizer's {len(processor.tokenizer)} tokens, got "
-            f"{config.vocab_size}."
+            f"`--region_objective` must be that of the checkpoint, {config.region_objective}, got {region_objective}."
         )
     if config.region_objective != "feature":
         classes = max(regions.num_region_classes(config.region_objective) for regions in splits)
@@ -435,12 +342,10 @@ def main():
     model_args, data_args, objective_args, training_args, output_args = arguments
     if objective_args.stage_epochs is not None:
         training_args.num_train_epochs = sum(objective_args.stage_epochs)
+    output_args.check_output_dir()
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)
-    repo_id = None
-    if output_args.push_to_hub and accelerator.is_main_process:
-        repo_id = create_repository(output_args)
 
     with accelerator.main_process_first():  # so that one process prepares the dataset, and the others read it
         load = RegionStream.open if data_args.streaming else load_region_dataset
@@ -564,7 +469,6 @@ def main():
     if accelerator.is_main_process:
         write_recipe(Path(output_args.output_dir) / "recipe.yaml", model_args, data_args, objective_args, training_args)
     region_objective = model.config.region_objective
-    scale = model_args.bert_learning_rate_scale
     run = TrainingRun(
         accelerator,
         model,
@@ -576,27 +480,16 @@ def main():
         begin_epoch,
         end_epoch,
         settings=flat_config(*arguments),
-        learning_rate_scales=dict.fromkeys(model.names_from_bert, scale) if scale != 1 else {},
-        repo_id=repo_id,
+        learning_rate_scales=learning_rate_scales(model, model_args),
     )
-    results = run.train()
-    run.write_final_model()
-    if accelerator.is_main_process:
-        PretrainedCard(
-            repo_id=repo_id or output_args.output_dir,
-            config=model.config,
-            num_parameters=model.num_parameters(),
-            dataset_name=data_args.dataset_name,
-            training_arguments=flat_config(data_args, objective_args, training_args),
-            results=results,
-            initialized_from=model_args.model_name_or_path or model_args.bert_name_or_path,
-        ).render().save(Path(output_args.output_dir) / "README.md")
-        print(
-            f"\nThe model is in {output_args.output_dir}:\n\n    "
-            f'AutoModelForPreTraining.from_pretrained("{output_args.output_dir}", trust_remote_code=True)\n'
-        )
-        if output_args.push_to_hub:
-            print(f"Uploaded: {push_folder(output_args, repo_id)}")
+    run.train()
+    publish(
+        run,
+        "AutoModelForPreTraining",
+        data_args.dataset_name,
+        model_args,
+        flat_config(data_args, objective_args, training_args),
+    )
     accelerator.end_training()
 
 

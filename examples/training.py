@@ -24,10 +24,10 @@ from accelerate.utils import (
     ProjectConfiguration,
     send_to_device,
 )
-from huggingface_hub import HfApi
 from safetensors.torch import load_model
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin, SchedulerType, get_scheduler
 from transformers.utils.logging import disable_progress_bar
@@ -35,11 +35,9 @@ from transformers.utils.logging import disable_progress_bar
 from checkpointing import CheckpointFolder, find_damage
 from data_loading import EpochLoader
 from files import write_json
+from publishing import create_repository, upload_checkpoint
 
 logger = get_logger(__name__)
-CHECKPOINT_BRANCH = "checkpoints"
-# Files of a checkpoint that only the training itself reads.
-CHECKPOINT_ONLY = ["*.bin", "*.pkl", "training_state.json", "manifest.json"]
 # Exit status after SIGTERM, once a checkpoint has been written: 128 + 15, as shells report a process that it ended.
 TERMINATED = 143
 # Both sides of a resumed run must agree in these, or its position in the data would be another one.
@@ -104,6 +102,13 @@ class TrainingArguments:
         default=False,
         metadata={"help": "Batches hold samples of similar lengths, so that little of them is padding."},
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Keeps an exponential moving average of the weights, of this rate at most (paper: 0.9999), "
+            "evaluates it beside them, and saves it as the trained model."
+        },
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Computes activations anew in the backward pass, to save memory."}
     )
@@ -129,6 +134,8 @@ class TrainingArguments:
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`--ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
         if not self.max_grad_norm > 0:
             raise ValueError(f"`--max_grad_norm` must be positive, got {self.max_grad_norm}.")
 
@@ -188,6 +195,14 @@ class OutputArguments:
             raise ValueError(f"`--save_total_limit` must be at least 1, got {self.save_total_limit}.")
         if self.push_checkpoints and not (self.push_to_hub and self.checkpointing_steps):
             raise ValueError("`--push_checkpoints` goes with `--push_to_hub` and `--checkpointing_steps`.")
+
+    def check_output_dir(self):
+        """
+        To be called before a training.
+
+        Raises:
+            ValueError: the output folder holds a trained model.
+        """
         if (Path(self.output_dir) / "config.json").exists() and not self.overwrite_output_dir:
             raise ValueError(
                 f"`--output_dir` {self.output_dir} already holds a model: choose another folder or give "
@@ -307,7 +322,6 @@ class TrainingRun:
             what it measured.
         settings: All arguments, for the trackers, and to be compared when a run goes on.
         learning_rate_scales: As [`make_optimizer`] takes them.
-        repo_id: Repository on the Hub, for `--push_checkpoints`.
     """
 
     def __init__(
@@ -323,7 +337,6 @@ class TrainingRun:
         end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
         settings: Mapping[str, Any],
         learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
-        repo_id: str | None = None,
     ):
         self.accelerator = accelerator
         self.processor = processor
@@ -334,7 +347,9 @@ class TrainingRun:
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self.settings = settings
-        self.repo_id = repo_id
+        # Before the training, so that a wrong name or token shows at once.
+        is_pushed = output_args.push_to_hub and accelerator.is_main_process
+        self.repo_id = create_repository(output_args) if is_pushed else None
         self.output_dir = Path(output_args.output_dir)
         self.checkpoints = CheckpointFolder(self.output_dir, output_args.save_total_limit)
 
@@ -342,6 +357,12 @@ class TrainingRun:
         self.num_steps = training_args.num_train_epochs * (len(loader) // training_args.gradient_accumulation_steps)
         if training_args.max_train_steps is not None:
             self.num_steps = min(self.num_steps, training_args.max_train_steps)
+        self.averaged: AveragedModel | None = None
+        if training_args.ema_decay is not None:
+            if accelerator.distributed_type == DistributedType.FSDP:
+                raise ValueError("`--ema_decay` needs a whole model in each process, which FSDP does not have.")
+            self.averaged = AveragedModel(model, device=accelerator.device, multi_avg_fn=self._move_averages)
+            accelerator.register_for_checkpointing(self.averaged)
         if training_args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if training_args.torch_compile:
@@ -422,6 +443,9 @@ class TrainingRun:
         self.epoch_totals.clear()
         with self._whole_model() as model:
             result |= self.end_epoch(epoch, model, self.step == self.num_steps)
+        if self.averaged is not None:
+            averaged_result = self.end_epoch(epoch, self.averaged.module, self.step == self.num_steps)
+            result |= {name.replace("eval_", "eval_averaged_", 1): value for name, value in averaged_result.items()}
         self.results.append({"epoch": epoch + 1, "step": self.step} | result)
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "all_results.json", self.results)
@@ -431,6 +455,11 @@ class TrainingRun:
         self._start_clock()
         if self.output_args.checkpointing_steps == "epoch":
             self.save_checkpoint()
+
+    def _move_averages(self, averages: list[torch.Tensor], weights: list[torch.Tensor], _):
+        # Low at first, so that short runs are not evaluated on their initial weights.
+        rate = min(self.training_args.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(averages, weights, 1 - rate)
 
     @contextmanager
     def _whole_model(self) -> Iterator[torch.nn.Module]:
@@ -486,6 +515,8 @@ class TrainingRun:
         if not self.accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
         self.step += 1
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.accelerator.unwrap_model(self.model))
         self.progress_bar.update()
         is_logged = self.step % self.output_args.logging_steps == 0
         if is_logged:
@@ -605,14 +636,7 @@ class TrainingRun:
             self._upload.result()  # it may be of the checkpoint that is about to be removed
         folder = self.checkpoints.save(self.accelerator, self.step, self._write_checkpoint)
         if self.output_args.push_checkpoints and self.accelerator.is_main_process:
-            self._upload = HfApi(token=self.output_args.hub_token).upload_folder(
-                repo_id=self.repo_id,
-                folder_path=folder,
-                revision=CHECKPOINT_BRANCH,
-                commit_message=f"Step {self.step}",
-                ignore_patterns=CHECKPOINT_ONLY,
-                run_as_future=True,
-            )
+            self._upload = upload_checkpoint(folder, self.repo_id, self.step, self.output_args.hub_token)
         self._start_clock()
 
     def _write_checkpoint(self, folder: Path):
@@ -629,6 +653,13 @@ class TrainingRun:
                 "epoch_totals": self.epoch_totals,
             }
             write_json(folder / "training_state.json", run)
+            self._write_evaluation(folder)
+
+    def _write_evaluation(self, folder: Path):
+        """`eval_results.json`: what was measured of these weights, if anything."""
+        if self.results and self.results[-1]["step"] == self.step:
+            measured = {name: value for name, value in self.results[-1].items() if not name.startswith("train_")}
+            write_json(folder / "eval_results.json", measured)
 
     @property
     def _is_sharded(self) -> bool:
@@ -637,19 +668,15 @@ class TrainingRun:
 
     def _save_weights(self, models: list, weights: list, folder: str):
         weights.clear()
-        self._write_model(Path(folder))
+        self._write_model(Path(folder), self.accelerator.get_state_dict(self.model))
 
     def _load_weights(self, models: list, folder: str):
         if not self._is_sharded:
             models.clear()
             load_model(self.accelerator.unwrap_model(self.model), Path(folder) / "model.safetensors")
 
-    def _write_model(self, folder: Path):
-        """
-        Writes weights (safetensors), configuration, processor, and the code of all three, as `from_pretrained` reads
-        them. All processes call this.
-        """
-        state_dict = self.accelerator.get_state_dict(self.model)  # gathered, where it is divided among processes
+    def _write_model(self, folder: Path, state_dict: dict[str, torch.Tensor]):
+        """Writes weights (safetensors), configuration, processor, and the code of all three."""
         if self.accelerator.is_main_process:
             config = self.accelerator.unwrap_model(self.model).config
             # Not the model itself: FSDP has given it another class, whose code would be written, and gathers tied
@@ -661,6 +688,10 @@ class TrainingRun:
             model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
 
+    def trained_model(self) -> PreTrainedModel:
+        """The averaged model where there is one, else the model."""
+        return self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
+
     def write_final_model(self):
         """
         Writes the trained model to the output folder, `config.json` last: a folder that has one holds a complete model,
@@ -670,8 +701,13 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
             (self.output_dir / "config.json").unlink(missing_ok=True)
-        self._write_model(unfinished)
+        if self.averaged is not None:
+            state_dict = self.averaged.module.state_dict()
+        else:
+            state_dict = self.accelerator.get_state_dict(self.model)  # gathered, where it is divided among processes
+        self._write_model(unfinished, state_dict)
         if self.accelerator.is_main_process:
+            self._write_evaluation(self.output_dir)
             for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
                 path.replace(self.output_dir / path.name)
             unfinished.rmdir()
@@ -727,27 +763,6 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return psutil.Process().memory_info().rss
-
-
-def create_repository(output_args: OutputArguments) -> str:
-    """Creates the repository to upload to, before the training, so that a wrong name or token shows at once."""
-    api = HfApi(token=output_args.hub_token)
-    repo_id = output_args.hub_model_id or Path(output_args.output_dir).absolute().name
-    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
-    if output_args.push_checkpoints:
-        api.create_branch(repo_id, branch=CHECKPOINT_BRANCH, exist_ok=True)
-    return repo_id
-
-
-def push_folder(output_args: OutputArguments, repo_id: str) -> str:
-    """Uploads the output folder, without the checkpoints on the way, in one commit. Returns its URL."""
-    commit = HfApi(token=output_args.hub_token).upload_folder(
-        repo_id=repo_id,
-        folder_path=output_args.output_dir,
-        commit_message="End of training",
-        ignore_patterns=["checkpoint-*", "*.unfinished*"],
-    )
-    return str(commit.commit_url)
 
 
 def format_table(rows: Iterable[dict[str, float]]) -> str:

@@ -1,3 +1,3 @@
-from .model_card import PretrainedCard
+from .model_card import TrainedCard
 
-__all__ = ["PretrainedCard"]
+__all__ = ["TrainedCard"]

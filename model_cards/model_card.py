@@ -8,16 +8,25 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).parent / "template.md"
+# What a reader wants to see of the outputs, by auto class.
+USES = {
+    "AutoModelForPreTraining": "match_probability = model(**inputs).itm_logits.softmax(-1)[:, 0]",
+    "AutoModelForZeroShotImageClassification": "match_probability = model(**inputs).match_scores",
+    "AutoModelForVisualQuestionAnswering": "answer = model.config.id2label[model(**inputs).logits[0].argmax().item()]",
+    "AutoModelForMultipleChoice": "choice = model(**inputs).logits.argmax(-1)",
+    "AutoModelForSequenceClassification": "label = model.config.id2label[model(**inputs).logits[0].argmax().item()]",
+}
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass
-class PretrainedCard:
+class TrainedCard:
     """
-    What the card of a pretrained checkpoint says.
+    What the card of a trained checkpoint says.
 
     Args:
         repo_id: Repository of the checkpoint, or the folder that it is in.
+        auto_class: Name of the auto class that the checkpoint is for.
         config: The model's configuration.
         num_parameters: Counted, not computed.
         dataset_name: Region dataset: a Hub name or a folder.
@@ -27,6 +36,7 @@ class PretrainedCard:
     """
 
     repo_id: str
+    auto_class: str
     config: Any
     num_parameters: int
     dataset_name: str
@@ -47,6 +57,8 @@ class PretrainedCard:
             template_path=str(TEMPLATE),
             model_name=self.repo_id.rstrip("/").split("/")[-1],
             repo_id=self.repo_id,
+            auto_class=self.auto_class,
+            use=USES[self.auto_class],
             config=self.config,
             num_parameters=self.num_parameters,
             dataset_name=self.dataset_name,

@@ -7,7 +7,8 @@ import pytest
 from transformers import SchedulerType
 
 from arguments import parse_arguments, write_recipe
-from run_pretrain import DataArguments, ModelArguments, ObjectiveArguments
+from model_loading import ModelArguments
+from run_pretrain import DataArguments, ObjectiveArguments
 from training import OutputArguments, TrainingArguments
 
 RECIPES = Path(__file__).resolve().parent.parent / "examples" / "recipes"

@@ -2,14 +2,15 @@ import pytest
 from huggingface_hub import ModelCard
 
 from configuration_interbert import InterBERTConfig
-from model_cards import PretrainedCard
+from model_cards import TrainedCard
 from model_cards.model_card import hub_name, markdown_table
 
 
 @pytest.fixture
-def card() -> PretrainedCard:
-    return PretrainedCard(
+def card() -> TrainedCard:
+    return TrainedCard(
         repo_id="org/interbert-tiny",
+        auto_class="AutoModelForPreTraining",
         config=InterBERTConfig(num_hidden_layers=3, hidden_size=384, region_feature_size=1280),
         num_parameters=1234567,
         dataset_name="org/regions",

@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel
 
 from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
+from model_loading import ModelArguments
 from modeling_interbert import InterBERTForPreTraining
 from processing import (
     InterBERTProcessor,
@@ -25,7 +26,7 @@ from processing import (
     load_region_dataset,
 )
 from retrieval_evaluation import recall_at_k, score_captions_against_images
-from run_pretrain import ModelArguments, ObjectiveArguments, build_model, choose_region_objective, evaluate_objectives
+from run_pretrain import ObjectiveArguments, build_model, choose_region_objective, evaluate_objectives
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = str(REPOSITORY / "examples" / "run_pretrain.py")
@@ -211,7 +212,7 @@ print(json.dumps(found))
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    more = {"README.md", "all_results.json", "recipe.yaml"}
+    more = {"README.md", "all_results.json", "eval_results.json", "recipe.yaml"}
     assert set(found["main"]["files"]) - {".gitattributes"} == model_files | more
     assert set(found["checkpoints"]["files"]) - {".gitattributes"} == model_files
     assert found["main"]["commits"] == ["End of training", "initial commit"]

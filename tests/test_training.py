@@ -230,6 +230,38 @@ def test_means_are_of_what_was_counted():
     assert means_of(collected) == {"loss": 2.0, "region_loss": 5.0, "new": 3.0}
 
 
+def test_weights_are_averaged(tmp_path):
+    """Against the averages written out: rate min(0.5, (1 + t) / (10 + t)) after step t, from those of the first."""
+    seen = []
+
+    def compute_losses(model, inputs):
+        if run.step:
+            seen.append(model.matrix.weight.detach().clone())
+        return squared_error(model, inputs)
+
+    run = make_run(
+        tmp_path,
+        num_train_epochs=5,
+        learning_rate=0.1,
+        ema_decay=0.5,
+        end_epoch=lambda epoch, model, is_last: {"eval_weight": model.matrix.weight[0, 0].item()},
+    )
+    run.compute_losses = compute_losses
+    results = run.train()
+    seen.append(run.model.matrix.weight.detach())
+    assert len(seen) == 10
+    expected = seen[0]
+    for step, weight in enumerate(seen[1:], start=2):
+        rate = min(0.5, (1 + step) / (10 + step))
+        expected = rate * expected + (1 - rate) * weight
+    assert (1 + 9) / (10 + 9) > 0.5 > (1 + 7) / (10 + 7)  # both sides of the minimum have their turn
+    torch.testing.assert_close(run.averaged.module.matrix.weight, expected)
+    assert results[-1]["eval_weight"] == pytest.approx(seen[-1][0, 0].item())
+    assert results[-1]["eval_averaged_weight"] == pytest.approx(expected[0, 0].item())
+    run.write_final_model()
+    torch.testing.assert_close(load_file(tmp_path / "model.safetensors")["matrix.weight"], expected)
+
+
 # ---------------------------------------------------------------- going on
 
 
@@ -264,8 +296,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, checkpointing_steps, 
         "num_train_epochs": 4,
         "learning_rate": 0.1,
         "gradient_accumulation_steps": accumulation,
+        "ema_decay": 0.9,
         "logging_steps": 3,
-        "end_epoch": lambda epoch, model, is_last: {"weight": model.matrix.weight[0, 0].item()},
+        "end_epoch": lambda epoch, model, is_last: {"eval_weight": model.matrix.weight[0, 0].item()},
     }
     undisturbed = make_run(tmp_path / "undisturbed", **arguments)
     results = undisturbed.train()
@@ -275,6 +308,8 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, checkpointing_steps, 
     )
     for parameter, value in zip(parameters(killed), parameters(undisturbed), strict=True):
         assert torch.equal(parameter, value)
+    for name, value in undisturbed.averaged.state_dict().items():
+        assert torch.equal(killed.averaged.state_dict()[name], value), name
     assert len(killed_results) == 4
     for result, expected in zip(killed_results, results, strict=True):
         assert result == pytest.approx(expected, rel=1e-6)
@@ -411,6 +446,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps):
         ({"num_train_epochs": -1}, "`--num_train_epochs` must be at least 1, got -1"),
         ({"max_train_steps": 0}, "`--max_train_steps` must be at least 1, got 0"),
         ({"max_grad_norm": 0.0}, "`--max_grad_norm` must be positive, got 0.0"),
+        ({"ema_decay": 1.0}, "`--ema_decay` must be at least 0 and below 1, got 1.0"),
         ({"gradient_accumulation_steps": 0}, "`--gradient_accumulation_steps` must be at least 1, got 0"),
     ],
 )
@@ -436,8 +472,8 @@ def test_bad_output_arguments(tmp_path, arguments, message):
 def test_a_trained_model_is_not_overwritten_by_accident(tmp_path):
     (tmp_path / "config.json").touch()
     with pytest.raises(ValueError, match="already holds a model"):
-        OutputArguments(output_dir=str(tmp_path))
-    OutputArguments(output_dir=str(tmp_path), overwrite_output_dir=True)
+        OutputArguments(output_dir=str(tmp_path)).check_output_dir()
+    OutputArguments(output_dir=str(tmp_path), overwrite_output_dir=True).check_output_dir()
 
 
 def test_trackers_get_plain_values_and_no_token(tmp_path):

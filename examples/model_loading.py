@@ -1,0 +1,125 @@
+"""Which model is trained, and what it starts from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from configuration_interbert import InterBERTConfig
+from processing import InterBERTProcessor, RegionDataset, RegionStream
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained, and what it starts from: an InterBERT, a BERT, or nothing."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "InterBERT checkpoint to go on from, with its processor."}
+    )
+    bert_name_or_path: str | None = field(
+        default=None, metadata={"help": "BERT checkpoint to start from, with its tokenizer."}
+    )
+    layout: str = field(
+        default="paper",
+        metadata={
+            "help": "How the layers of `--bert_name_or_path` are used: all as interaction layers (paper), or the "
+            "first half as interaction layers and the second as text stream (release).",
+            "choices": ["paper", "release"],
+        },
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of a model from scratch: a folder, a file or a Hub name."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Values of the configuration, such as hidden_size=128,num_text_layers=2."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "BERT tokenizer, if not that of the checkpoint."}
+    )
+    bert_learning_rate_scale: float = field(
+        default=1.0, metadata={"help": "The learning rate of parameters from BERT is multiplied by it (release: 0.1)."}
+    )
+
+    def __post_init__(self):
+        if self.model_name_or_path is not None and self.bert_name_or_path is not None:
+            raise ValueError("Give either `--model_name_or_path` or `--bert_name_or_path`, not both.")
+        if self.model_name_or_path is not None and (self.config_name or self.config_overrides or self.tokenizer_name):
+            raise ValueError(
+                "`--config_name`, `--config_overrides` and `--tokenizer_name` are for new models: the checkpoint of "
+                "`--model_name_or_path` has its own."
+            )
+        if self.model_name_or_path is None and self.bert_name_or_path is None and self.tokenizer_name is None:
+            raise ValueError("A model from scratch needs `--tokenizer_name`.")
+        if self.bert_learning_rate_scale != 1 and self.bert_name_or_path is None:
+            raise ValueError(
+                "`--bert_learning_rate_scale` goes with `--bert_name_or_path`: in other checkpoints it is not known "
+                "which parameters came from BERT."
+            )
+        if self.bert_learning_rate_scale < 0:
+            raise ValueError(f"`--bert_learning_rate_scale` must not be negative, got {self.bert_learning_rate_scale}.")
+
+
+def load_model(
+    model_class: type[PreTrainedModel],
+    args: ModelArguments,
+    splits: Sequence[RegionDataset | RegionStream] = (),
+    task_values: Mapping[str, Any] | None = None,
+    new_values: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, InterBERTProcessor]:
+    """
+    The model and its processor.
+
+    Args:
+        splits: Region datasets that the model is to read, of features of one width.
+        task_values: Values of the configuration that the task decides on, such as `label2id`.
+        new_values: Values of a new configuration; a checkpoint has its own.
+
+    Raises:
+        ValueError: model, tokenizer and datasets do not fit together.
+    """
+    values = dict(task_values or {})
+    region_feature_size = splits[0].region_feature_size if splits else None
+    if any(regions.region_feature_size != region_feature_size for regions in splits):
+        raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
+    if args.model_name_or_path is not None:
+        model = model_class.from_pretrained(args.model_name_or_path, **values)
+        processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
+        if region_feature_size not in (None, model.config.region_feature_size):
+            raise ValueError(
+                f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, "
+                f"got {region_feature_size}."
+            )
+    else:
+        values |= new_values or {}
+        if region_feature_size is not None:
+            values["region_feature_size"] = region_feature_size
+        tokenizer = AutoTokenizer.from_pretrained(args.tokenizer_name or args.bert_name_or_path)
+        if args.config_name is not None:
+            config = InterBERTConfig.from_pretrained(args.config_name, **values)
+        elif args.bert_name_or_path is not None:
+            bert_config = AutoConfig.from_pretrained(args.bert_name_or_path)
+            config = InterBERTConfig.from_bert_config(bert_config, layout=args.layout, **values)
+        else:
+            config = InterBERTConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **values)
+        if args.config_overrides is not None:
+            config.update_from_string(args.config_overrides)
+            config.validate()  # setting values checks each of them, but not whether they fit together
+        processor = InterBERTProcessor(tokenizer, region_feature_size=config.region_feature_size)
+        if args.bert_name_or_path is not None:
+            model = model_class.from_bert(args.bert_name_or_path, config=config, layout=args.layout)
+        else:
+            model = model_class(config)
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The model's vocabulary must hold the tokenizer's {len(processor.tokenizer)} tokens, got "
+            f"{model.config.vocab_size}."
+        )
+    return model, processor
+
+
+def learning_rate_scales(model: PreTrainedModel, args: ModelArguments) -> dict[str, float]:
+    """Of the parameters from BERT, as `training.make_optimizer` takes them."""
+    if args.bert_learning_rate_scale == 1:
+        return {}
+    return dict.fromkeys(model.names_from_bert, args.bert_learning_rate_scale)
