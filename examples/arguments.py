@@ -68,6 +68,8 @@ def recipe_arguments(path: str | Path, parser: argparse.ArgumentParser) -> list[
         raise ValueError(f"--recipe {path}: expected arguments of this script, got {', '.join(map(str, unknown))}")
     arguments: list[str] = []
     for name, value in recipe.items():
+        if value is None:
+            continue  # as where it is not given
         arguments += [f"--{name}", *_words(value)]
     return arguments
 
@@ -78,11 +80,10 @@ def _words(value: Any) -> list[str]:
     return [str(value)]
 
 
-def write_recipe(path: Path, *arguments: Any):
-    """Writes the values of dataclasses of arguments, those that are None left out, as a recipe of the same run."""
+def to_recipe(*arguments: Any) -> str:
+    """The values of dataclasses of arguments, those that are None left out, as a recipe of the same run."""
     values = {name: value for group in arguments for name, value in dataclasses.asdict(group).items()}
     recipe = {
         name: value.value if isinstance(value, Enum) else value for name, value in values.items() if value is not None
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 
-from files import file_digest, write_json
+from files import file_digest, write_json, write_through
 
 logger = get_logger(__name__)
 MANIFEST = "manifest.json"
@@ -30,16 +30,19 @@ class CheckpointFolder:
 
     def checkpoints(self) -> list[Path]:
         """All, the newest first."""
-        numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in self.path.glob("checkpoint-*")]
-        return [path for _, path in sorted(((int(match[1]), path) for match, path in numbered if match), reverse=True)]
+        complete = [path for path in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+        return sorted(complete, key=_step, reverse=True)
 
-    def save(self, accelerator: Accelerator, step: int, write: Callable[[Path], None]) -> Path:
+    def save(
+        self, accelerator: Accelerator, step: int, write: Callable[[Path], None], keep: Path | None = None
+    ) -> Path:
         """
         Writes a checkpoint under a temporary name first, so that a folder of the right name is always complete. All
         processes call this.
 
         Args:
             write: Called in every process with the folder to write to.
+            keep: An older checkpoint that is not to be removed yet.
         """
         folder = self.path / f"checkpoint-{step}"
         unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -51,23 +54,43 @@ class CheckpointFolder:
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files = sorted(path for path in unfinished.rglob("*") if path.is_file())
+            for path in files:
+                write_through(path)  # before older checkpoints are removed
             manifest = {path.relative_to(unfinished).as_posix(): file_digest(path) for path in files}
             write_json(unfinished / MANIFEST, manifest)
-            shutil.rmtree(folder, ignore_errors=True)
+            replaced = folder.with_name(f"{folder.name}.replaced")
+            if folder.exists():
+                folder.rename(replaced)
             unfinished.rename(folder)
-            for old in self.checkpoints()[self.total_limit :] if self.total_limit is not None else []:
-                shutil.rmtree(old)
+            shutil.rmtree(replaced, ignore_errors=True)
+            if self.total_limit is not None:
+                for old in self.checkpoints()[self.total_limit :]:
+                    if old not in (folder, keep):
+                        shutil.rmtree(old)
         accelerator.wait_for_everyone()
         return folder
 
+    def remove_after(self, step: int):
+        """Removes the checkpoints of later steps: those of a run that is not gone on with."""
+        for path in self.path.glob("checkpoint-*"):
+            match = re.match(r"checkpoint-(\d+)", path.name)
+            if match and int(match[1]) > step:
+                shutil.rmtree(path)
+
     def newest_valid(self) -> Path | None:
         """The newest checkpoint without damage; those before it are named in a warning."""
-        for folder in self.checkpoints():
+        # One that was complete but for its name is as good.
+        nameless = [path.parent for path in self.path.glob(f"checkpoint-*.unfinished/{MANIFEST}")]
+        for folder in sorted([*self.checkpoints(), *nameless], key=_step, reverse=True):
             damage = find_damage(folder)
             if damage is None:
                 return folder
             logger.warning(f"{folder} is skipped: {damage}.")
         return None
+
+
+def _step(folder: Path) -> int:
+    return int(re.match(r"checkpoint-(\d+)", folder.name)[1])
 
 
 def find_damage(folder: Path) -> str | None:

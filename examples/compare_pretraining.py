@@ -18,19 +18,12 @@ the same command is given again. It writes `comparison.json`, `comparison.md` an
 """
 
 import argparse
-import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-from files import write_json
-from training import format_table
+from comparison import draw_bars, print_comparison, run_once, write_comparison
 
-EXAMPLES = Path(__file__).resolve().parent
 RECALLS = [f"eval_{direction}_recall_at_{k}" for direction in ("image", "text") for k in (1, 5, 10)]
 
 
@@ -50,16 +43,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run_once(args: argparse.Namespace, recipe: Path, seed: int) -> dict[str, float]:
+def pretrain(args: argparse.Namespace, recipe: Path, seed: int) -> dict[str, float]:
     """Pretrains unless that has been done, and returns what was measured after the last epoch."""
-    folder = args.output_dir / f"{recipe.stem}-seed{seed}"
-    if not (folder / "config.json").exists():
-        recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
-        command = [str(EXAMPLES / "run_pretrain.py"), "--recipe", *recipes, *args.arguments, "--seed", str(seed)]
-        command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-        print(f"\n$ python {shlex.join(command)}\n", flush=True)
-        subprocess.run([sys.executable, *command], check=True)
-    return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))[-1]
+    recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
+    arguments = ["--recipe", *recipes, *args.arguments, "--seed", str(seed)]
+    return run_once("run_pretrain.py", arguments, args.output_dir / f"{recipe.stem}-seed{seed}")
 
 
 def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str]]:
@@ -77,39 +65,23 @@ def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str,
     return rows
 
 
-def draw(results: dict[str, dict[int, dict[str, float]]], path: Path):
-    """Recalls of the images by recipe: a bar for the mean, a dot for each seed."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    for axis, recall in zip(axes, RECALLS[:3], strict=True):
-        for position, runs in enumerate(results.values()):
-            values = [100 * run[recall] for run in runs.values()]
-            axis.bar(position, np.mean(values), width=0.6, color="#8da0cb")
-            axis.scatter([position] * len(values), values, color="#333333", s=14, zorder=2)
-        axis.set_xticks(range(len(results)), [name.replace("_", "\n") for name in results], fontsize=8)
-        axis.set_title(f"caption → image, R@{recall.rsplit('_', 1)[1]} (%)", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
 def main():
     args = parse_args()
     results: dict[str, dict[int, dict[str, float]]] = {recipe.stem: {} for recipe in args.recipes}
     for seed in args.seeds:
         for recipe in args.recipes:
-            results[recipe.stem][seed] = run_once(args, recipe, seed)
+            results[recipe.stem][seed] = pretrain(args, recipe, seed)
     rows = summarize(results)
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    write_json(args.output_dir / "comparison.json", results)
-    (args.output_dir / "comparison.md").write_text(
-        "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n", encoding="utf-8"
-    )
+    write_comparison(args.output_dir, results, rows)
     if len(rows[0]) > 1:
-        draw(results, args.output_dir / "comparison.png")
-    print(f"\n{format_table(rows)}\n\nAlso in {args.output_dir}: comparison.json, comparison.md, comparison.png")
+        panels = {
+            f"caption → image, R@{recall.rsplit('_', 1)[1]} (%)": {
+                name: [100 * run[recall] for run in runs.values()] for name, runs in results.items()
+            }
+            for recall in RECALLS[:3]
+        }
+        draw_bars(panels, args.output_dir / "comparison.png")
+    print_comparison(args.output_dir, rows)
 
 
 if __name__ == "__main__":

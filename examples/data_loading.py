@@ -1,5 +1,8 @@
 """What the training loop reads: the batches of one epoch after the other, from any of them on."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,10 +12,24 @@ from torch.utils.data import DataLoader, Dataset
 from processing import ShuffledBatchSampler, StreamedBatches
 
 
+def outlive_sigterm(worker: int):
+    """
+    To be called in a worker. SIGTERM for all processes is for the training process, which needs its batches until it
+    has written a checkpoint; a worker ends when its parent asks for it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def end_when_the_parent_asks():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=end_when_the_parent_asks, daemon=True).start()
+
+
 class EpochLoader:
     """
-    An iteration gives the batches of the epoch that is left, in the order of this process, and ends with it; the next
-    one is that of the next epoch.
+    An iteration gives what is left of the epoch, in the order of this process. [`begin_epoch`] goes to the next one.
 
     Attributes:
         epoch: The epoch that the next batch is of, from 0.
@@ -37,7 +54,10 @@ class EpochLoader:
                 yield batch
                 if self.batch == len(self):
                     break
-        self.epoch, self.batch = self.epoch + 1, 0
+
+    def begin_epoch(self, epoch: int):
+        """Goes to the beginning of an epoch."""
+        self.epoch, self.batch = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where this process stands."""
@@ -53,7 +73,7 @@ class DatasetLoader(EpochLoader):
     Batches of a dataset whose samples are read by number.
 
     Args:
-        dataset: Its method `set_epoch` is called before every epoch.
+        dataset: If it has a method `set_epoch`, this is called before every epoch.
         batch_sampler: Which samples, in which order.
         collate_fn: From the samples of a batch to the batch.
     """
@@ -74,6 +94,7 @@ class DatasetLoader(EpochLoader):
             batch_sampler=batch_sampler,
             collate_fn=collate_fn,
             num_workers=num_workers,
+            worker_init_fn=outlive_sigterm,
             pin_memory=pin_memory,
             # Beginning to read would draw from the generator of the dropout otherwise.
             generator=torch.Generator(),
@@ -83,7 +104,8 @@ class DatasetLoader(EpochLoader):
         return len(self.batch_sampler)
 
     def _open(self) -> Iterator[Any]:
-        self.dataset.set_epoch(self.epoch)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self.epoch)
         self.batch_sampler.set_position(self.epoch, self.batch)
         return iter(self.loader)
 
@@ -122,6 +144,7 @@ class StreamLoader(EpochLoader):
             batch_size=None,
             collate_fn=collate_fn,
             num_workers=num_workers,
+            worker_init_fn=outlive_sigterm,
             pin_memory=pin_memory,
             generator=torch.Generator(),
         )

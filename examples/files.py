@@ -3,15 +3,33 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
-def write_json(path: Path, value):
+def write_text(path: Path, text: str):
     """Writes under another name first, so that a file of this name is always complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def write_json(path: Path, value: Any):
+    """A JSON file, complete or absent."""
+    write_text(path, json.dumps(value, indent=2))
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]):
+    """One JSON value a line, complete or absent."""
+    write_text(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
+def write_through(path: Path):
+    """Waits until a file is on the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def file_digest(path: str | os.PathLike) -> str:

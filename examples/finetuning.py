@@ -1,18 +1,24 @@
 """What the finetuning scripts share: train, evaluate, predict."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import ModelOutput
 
-from arguments import write_recipe
-from data_loading import EpochLoader
+from arguments import to_recipe
+from data_loading import DatasetLoader, EpochLoader
 from files import write_json
 from model_loading import ModelArguments, learning_rate_scales
+from processing import ShuffledBatchSampler
 from publishing import publish
 from training import OutputArguments, TrainingArguments, TrainingRun, flat_config, format_table
 
@@ -91,10 +97,96 @@ def train_and_evaluate(
         begin_epoch=lambda epoch: None,
         end_epoch=end_epoch,
         settings=flat_config(*arguments, output_args),
+        recipe=to_recipe(*arguments),
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
-    if accelerator.is_main_process:
-        write_recipe(output_dir / "recipe.yaml", *arguments)
     run.train()
     publish(run, auto_class, dataset_name, model_args, flat_config(*other_arguments, training_args))
     return run.trained_model()
+
+
+@dataclass
+class Batch:
+    """
+    What the training loop takes: the inputs of the model, and which samples they are of.
+
+    Args:
+        collator: Makes the inputs of samples that have an `example`.
+        id_name: Attribute of an example that identifies it.
+    """
+
+    collator: Callable[[list], dict[str, torch.Tensor]]
+    id_name: str
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "inputs": self.collator(samples),
+            "ids": [getattr(sample["example"], self.id_name) for sample in samples],
+        }
+
+
+def make_loader(
+    accelerator: Accelerator,
+    dataset: Dataset,
+    collate_fn: Callable[[list], dict[str, Any]],
+    lengths: np.ndarray,
+    args: TrainingArguments,
+) -> DatasetLoader:
+    """This process's share of a dataset to train on, shuffled anew in every epoch."""
+    sampler = ShuffledBatchSampler(
+        len(dataset),
+        args.per_device_train_batch_size,
+        lengths=lengths if args.group_by_length else None,
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        batches_per_step=args.gradient_accumulation_steps,
+    )
+    return DatasetLoader(
+        dataset,
+        sampler,
+        collate_fn,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+@torch.inference_mode()
+def predict(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    dataset: Dataset,
+    collator: Callable[[list], dict[str, torch.Tensor]],
+    lengths: np.ndarray,
+    read_outputs: Callable[[dict[str, torch.Tensor], ModelOutput], Sequence[Any]],
+    args: TrainingArguments,
+) -> list[Any]:
+    """
+    What a model says of every sample of a dataset. The samples are divided among the processes, those of similar
+    lengths together.
+
+    Args:
+        lengths: Of the samples, integers `(len(dataset),)`.
+        read_outputs: From the inputs and the outputs of a batch to what is kept of each of its samples.
+
+    Returns:
+        What is kept of each sample, in the order of the dataset, the same in every process.
+    """
+    model.eval()
+    own = np.argsort(-lengths, kind="stable")[accelerator.process_index :: accelerator.num_processes].tolist()
+    loader = DataLoader(
+        Subset(dataset, own),
+        args.per_device_eval_batch_size,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=accelerator.device.type == "cuda",
+        generator=torch.Generator(),  # beginning to read would change the training after it otherwise
+    )
+    kept: list[Any] = []
+    for inputs in tqdm(loader, desc="Predicting", leave=False, disable=not accelerator.is_local_main_process):
+        inputs = send_to_device(inputs, accelerator.device)
+        with accelerator.autocast():
+            outputs = model(**inputs)
+        kept += read_outputs(inputs, outputs)
+    numbered = gather_object(list(zip(own, kept, strict=True)))
+    return [of_sample for _, of_sample in sorted(numbered, key=lambda item: item[0])]

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """
 Adds hard negatives for image-text matching to a region dataset: for each image the captions of other images that are
-most like its own (cosine of TF-IDF), in the column `hard_negatives`. On a CPU, without a download:
+most like its own (cosine of TF-IDF), in the column `hard_negatives`, and whose captions they are, in the column
+`hard_negatives_image_ids`. On a CPU, without a download:
 
     python examples/generate_scenes.py outputs/tiny_scenes --num_train 200 --num_validation 50 --num_test 50
     python examples/mine_hard_negatives.py outputs/tiny_scenes outputs/tiny_scenes_hard --num_negatives 10
@@ -41,6 +42,7 @@ from region_conversion import Converter, run_tasks
 from region_sources import RegionSource, open_source
 
 COLUMN = "hard_negatives"
+IMAGE_COLUMN = f"{COLUMN}_image_ids"
 # Of arguments, those that `find_hard_negatives` takes.
 SEARCH_ARGUMENTS = ("num_negatives", "max_similarity", "analyzer")
 
@@ -106,13 +108,16 @@ class Pool:
     captions: list[list[str]]
     path: Path
 
-    def hard_negatives(self) -> dict[str, list[str]]:
-        """What was found, by image."""
+    def hard_negatives(self) -> dict[str, dict[str, list[str]]]:
+        """By column and image: what was found, and which images these are captions of."""
         flat_captions = list(chain.from_iterable(self.captions))
-        return {
-            image_id: [flat_captions[place] for place in places if place >= 0]
-            for image_id, places in zip(self.image_ids, np.load(self.path).tolist(), strict=True)
-        }
+        images = np.repeat(np.arange(len(self.captions)), [len(captions) for captions in self.captions])
+        columns: dict[str, dict[str, list[str]]] = {COLUMN: {}, IMAGE_COLUMN: {}}
+        for image_id, places in zip(self.image_ids, np.load(self.path), strict=True):
+            places = places[places >= 0]
+            columns[COLUMN][image_id] = [flat_captions[place] for place in places]
+            columns[IMAGE_COLUMN][image_id] = [self.image_ids[image] for image in images[places]]
+        return columns
 
 
 def mine_pool(search_arguments: Mapping[str, Any], pool: Pool, advance: Callable[[int], Any]):
@@ -152,15 +157,18 @@ class MiningPlan(Plan):
         with tqdm(total=len(self.image_ids), initial=num_kept, unit="image", desc="mining") as progress_bar:
             run_tasks(functools.partial(mine_pool, search_arguments), missing, num_proc, progress_bar.update)
 
-        hard_negatives = {image_id: texts for pool in pools for image_id, texts in pool.hard_negatives().items()}
-        num_without = sum(not texts for texts in hard_negatives.values())
+        columns: dict[str, dict[str, list[str]]] = {COLUMN: {}, IMAGE_COLUMN: {}}
+        for pool in pools:
+            for name, values in pool.hard_negatives().items():
+                columns[name].update(values)
+        num_without = sum(not texts for texts in columns[COLUMN].values())
         in_pools = "one pool" if num_pools == 1 else f"{num_pools:,} pools of at most {images_per_pool:,} images"
         note = (
             f"Hard negatives are at most {self.settings['num_negatives']} captions of other images each, from "
             f"`{self.settings['caption_column']}`, searched in {in_pools}. {num_without:,} of {len(self.image_ids):,} "
             "images have none."
         )
-        return {COLUMN: hard_negatives}, [note]
+        return columns, [note]
 
 
 def make_plan(args: argparse.Namespace) -> MiningPlan:
@@ -175,7 +183,7 @@ def make_plan(args: argparse.Namespace) -> MiningPlan:
     settings |= {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return MiningPlan(
         source=source,
-        converter=Converter(source, text_types={COLUMN: pa.list_(pa.string())}),
+        converter=Converter(source, text_types=dict.fromkeys((COLUMN, IMAGE_COLUMN), pa.list_(pa.string()))),
         image_ids=source.image_ids,
         missing={},
         texts={},

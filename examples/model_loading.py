@@ -66,6 +66,7 @@ def load_model(
     splits: Sequence[RegionDataset | RegionStream] = (),
     task_values: Mapping[str, Any] | None = None,
     new_values: Mapping[str, Any] | None = None,
+    must_be_trained: bool = False,
 ) -> tuple[PreTrainedModel, InterBERTProcessor]:
     """
     The model and its processor.
@@ -74,22 +75,32 @@ def load_model(
         splits: Region datasets that the model is to read, of features of one width.
         task_values: Values of the configuration that the task decides on, such as `label2id`.
         new_values: Values of a new configuration; a checkpoint has its own.
+        must_be_trained: The model is used as it is: all of its weights must come from a checkpoint.
 
     Raises:
-        ValueError: model, tokenizer and datasets do not fit together.
+        ValueError: model, tokenizer and datasets do not fit together, or weights are missing.
     """
     values = dict(task_values or {})
     region_feature_size = splits[0].region_feature_size if splits else None
     if any(regions.region_feature_size != region_feature_size for regions in splits):
         raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
     if args.model_name_or_path is not None:
-        model = model_class.from_pretrained(args.model_name_or_path, **values)
+        model, info = model_class.from_pretrained(args.model_name_or_path, output_loading_info=True, **values)
+        if must_be_trained and info["missing_keys"]:
+            raise ValueError(
+                f"Without `--do_train`, `--model_name_or_path` must have all weights of {model_class.__name__}, got "
+                f"{args.model_name_or_path} without {', '.join(sorted(info['missing_keys']))}."
+            )
         processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
         if region_feature_size not in (None, model.config.region_feature_size):
             raise ValueError(
                 f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, "
                 f"got {region_feature_size}."
             )
+    elif must_be_trained:
+        raise ValueError(
+            "Without `--do_train` there must be a trained model: expected `--model_name_or_path`, got none."
+        )
     else:
         values |= new_values or {}
         if region_feature_size is not None:

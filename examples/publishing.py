@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from training import OutputArguments, TrainingRun
 
 CHECKPOINT_BRANCH = "checkpoints"
-# Files of a checkpoint that only the training itself reads.
-CHECKPOINT_ONLY = ["*.bin", "*.pkl", "training_state.json", "manifest.json"]
+# What of a checkpoint is a model, and not for the training itself alone.
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.py", "eval_results.json"]
 
 
 def create_repository(output_args: "OutputArguments") -> str:
@@ -34,7 +34,7 @@ def upload_checkpoint(folder: Path, repo_id: str, step: int, token: str | None) 
         folder_path=folder,
         revision=CHECKPOINT_BRANCH,
         commit_message=f"Step {step}",
-        ignore_patterns=CHECKPOINT_ONLY,
+        allow_patterns=MODEL_FILES,
         run_as_future=True,
     )
 

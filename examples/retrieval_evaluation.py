@@ -1,10 +1,21 @@
 """Image-text retrieval: match scores of all captions against all images, and recall at k."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
+
+from processing.ranking import retrieval_recall
+
+IMAGES_PER_BLOCK = 16
 
 
 @torch.inference_mode()
@@ -12,24 +23,28 @@ def score_captions_against_images(
     accelerator: Accelerator,
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    captions: list[str],
-    regions: list[dict],
+    captions: Sequence[str],
+    regions: Sequence[Mapping[str, Any]],
     batch_size: int = 256,
     max_length: int = 36,
     max_regions: int | None = 36,
+    cache_dir: Path | None = None,
 ) -> np.ndarray:
     """
-    Scores every caption against every image with the match head of a pretrained InterBERT.
+    Scores every caption against every image with the match head of InterBERT.
 
-    Captions and images of similar lengths are scored together, so that next to nothing is spent on padding. The
-    images are divided among the processes.
+    Captions and images of similar lengths are scored together, so that next to nothing is spent on padding, and images
+    are embedded once, however many captions they meet. Blocks of images are divided among the processes.
 
     Args:
+        model: A model with the match head `itm_head`, on the device.
         captions: N captions.
         regions: Region records of M images, as the processor takes them.
         batch_size: Pairs that are scored at a time.
         max_length: Captions are cut to this number of tokens.
         max_regions: Of each image, this many regions are used.
+        cache_dir: Folder that keeps what is scored, until all is. Scoring that was stopped then goes on where it was;
+            another folder is begun for other captions, images or weights.
 
     Returns:
         float32 array of shape `(N, M)`: the log-odds of a match, the same in every process. (Log-odds rather than
@@ -37,13 +52,13 @@ def score_captions_against_images(
     """
     model.eval()
     device = accelerator.device
-    own_images = np.arange(accelerator.process_index, len(regions), accelerator.num_processes)
-    own_images = own_images[np.argsort([len(regions[i]["features"]) for i in own_images], kind="stable")]
+    image_order = np.argsort([len(record["features"]) for record in regions], kind="stable")
+    blocks = [image_order[start : start + IMAGES_PER_BLOCK] for start in range(0, len(regions), IMAGES_PER_BLOCK)]
+    own_blocks = range(accelerator.process_index, len(blocks), accelerator.num_processes)
     token_counts = [len(ids) for ids in processor.tokenizer(captions, truncation=True, max_length=max_length).input_ids]
     caption_order = np.argsort(token_counts, kind="stable")
 
-    images_per_block = min(16, batch_size)
-    captions_per_block = max(1, batch_size // images_per_block)
+    captions_per_block = max(1, batch_size // IMAGES_PER_BLOCK)
     text_blocks = []
     for start in range(0, len(captions), captions_per_block):
         chosen = caption_order[start : start + captions_per_block]
@@ -52,43 +67,96 @@ def score_captions_against_images(
         )
         text_blocks.append((chosen, inputs.to(device)))
 
+    cache = None
+    if cache_dir is not None:
+        image_ids = [str(record.get("image_id")) for record in regions]
+        cache = cache_dir / _fingerprint(model, [list(captions), image_ids, max_length, max_regions])
+        cache.mkdir(parents=True, exist_ok=True)
     scores = torch.zeros(len(captions), len(regions), device=device)
     progress_bar = tqdm(
-        total=len(captions) * len(own_images),
+        total=len(captions) * sum(len(blocks[number]) for number in own_blocks),
         desc="Scoring pairs",
         unit="pairs",
         leave=False,
         disable=not accelerator.is_local_main_process,
     )
-    for start in range(0, len(own_images), images_per_block):
-        chosen_images = own_images[start : start + images_per_block]
-        inputs = processor(
-            regions=[truncate_regions(regions[i], max_regions) for i in chosen_images], return_tensors="pt"
-        ).to(device)
-        num_images = len(chosen_images)
-        with accelerator.autocast():
-            region_embeds = model.interbert.embed_regions(**inputs)  # once, however many captions the images meet
-        for chosen_captions, text_inputs in text_blocks:
-            num_captions = len(chosen_captions)
-            pairs = {name: tensor.repeat_interleave(num_images, dim=0) for name, tensor in text_inputs.items()}
-            pairs["region_embeds"] = region_embeds.repeat(num_captions, 1, 1)
-            pairs["region_attention_mask"] = inputs["region_attention_mask"].repeat(num_captions, 1)
-            with accelerator.autocast():
-                outputs = model.interbert(**pairs, pooled_only=True)
-            # Outside of autocast: half precision has so few digits that pairs would tie.
-            dtype = model.itm_head.classifier.weight.dtype
-            logits = model.itm_head(outputs.text_pooler_output.to(dtype), outputs.vision_pooler_output.to(dtype))
-            logits = logits.float()
-            log_odds = (logits[:, 0] - logits[:, 1]).view(num_captions, num_images)
-            rows = torch.as_tensor(chosen_captions, device=device)[:, None]
-            scores[rows, torch.as_tensor(chosen_images, device=device)] = log_odds
-            progress_bar.update(num_captions * num_images)
+    for number in own_blocks:
+        images = torch.as_tensor(blocks[number], device=device)
+        path = None if cache is None else cache / f"{number:06d}.npy"
+        if path is not None and path.exists():
+            scores[:, images] = torch.from_numpy(np.load(path)).to(device)
+            progress_bar.update(len(captions) * len(images))
+        else:
+            inputs = processor(
+                regions=[truncate_regions(regions[i], max_regions) for i in blocks[number]], return_tensors="pt"
+            ).to(device)
+            scores[:, images] = _score_block(accelerator, model, inputs, text_blocks, len(captions), progress_bar)
+            if path is not None:
+                unfinished = path.with_suffix(".unfinished")
+                with open(unfinished, "wb") as file:
+                    np.save(file, scores[:, images].cpu().numpy())
+                unfinished.replace(path)
     progress_bar.close()
-    return accelerator.reduce(scores, reduction="sum").cpu().numpy()
+    scores = accelerator.reduce(scores, reduction="sum").cpu().numpy()
+    if cache_dir is not None and accelerator.is_main_process:
+        shutil.rmtree(cache_dir)
+    return scores
 
 
-def truncate_regions(record: dict, max_regions: int | None) -> dict:
-    return record | {"features": record["features"][:max_regions], "boxes": record["boxes"][:max_regions]}
+def _score_block(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    image_inputs: Mapping[str, torch.Tensor],
+    text_blocks: Sequence[tuple[np.ndarray, Mapping[str, torch.Tensor]]],
+    num_captions: int,
+    progress_bar: tqdm,
+) -> torch.Tensor:
+    """Log-odds of all captions and the images of a block, float32 `(num_captions, images)`."""
+    num_images = len(image_inputs["region_attention_mask"])
+    scores = torch.zeros(num_captions, num_images, device=accelerator.device)
+    with accelerator.autocast():
+        region_embeds = model.interbert.embed_regions(**image_inputs)
+    for chosen, text_inputs in text_blocks:
+        pairs = {name: tensor.repeat_interleave(num_images, dim=0) for name, tensor in text_inputs.items()}
+        pairs["region_embeds"] = region_embeds.repeat(len(chosen), 1, 1)
+        pairs["region_attention_mask"] = image_inputs["region_attention_mask"].repeat(len(chosen), 1)
+        with accelerator.autocast():
+            outputs = model.interbert(**pairs, pooled_only=True)
+        # Outside of autocast: half precision has so few digits that pairs would tie.
+        dtype = model.itm_head.classifier.weight.dtype
+        logits = model.itm_head(outputs.text_pooler_output.to(dtype), outputs.vision_pooler_output.to(dtype)).float()
+        rows = torch.as_tensor(chosen, device=accelerator.device)
+        scores[rows] = (logits[:, 0] - logits[:, 1]).view(len(chosen), num_images)
+        progress_bar.update(len(chosen) * num_images)
+    return scores
+
+
+def _fingerprint(model: PreTrainedModel, inputs: list) -> str:
+    digest = hashlib.sha256(json.dumps(inputs).encode())
+    for parameter in model.state_dict().values():
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def truncate_regions(record: Mapping[str, Any], max_regions: int | None) -> dict[str, Any]:
+    return {**record} | {"features": record["features"][:max_regions], "boxes": record["boxes"][:max_regions]}
+
+
+def recall_of_captions(
+    scores: np.ndarray, image_of_caption: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, float]:
+    """
+    Recall and median rank of both directions, as [`retrieval_recall`] has them.
+
+    Args:
+        scores: `(captions, images)`.
+        image_of_caption: Integers `(captions,)`: the column of the image that each caption is of.
+        ks: How many of the highest scores count.
+
+    Returns:
+        `image_recall_at_k`, `image_median_rank`, `text_recall_at_k`, `text_median_rank`.
+    """
+    return retrieval_recall(scores, np.asarray(image_of_caption)[:, None], ks)
 
 
 def recall_at_k(scores: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
@@ -106,11 +174,5 @@ def recall_at_k(scores: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[st
     """
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
         raise ValueError(f"`scores` must have shape (N, N), got {scores.shape}.")
-    right = np.diagonal(scores)
-    results = {}
-    for direction, matrix in (("image", scores), ("text", scores.T)):
-        # 1 = best, the right one counted too. "Not less" rather than "greater or equal", for the sake of NaN.
-        ranks = (~(matrix < right[:, None])).sum(axis=1)
-        for k in ks:
-            results[f"{direction}_recall_at_{k}"] = float((ranks <= k).mean())
-    return results
+    results = recall_of_captions(scores, np.arange(len(scores)), ks)
+    return {name: value for name, value in results.items() if "recall" in name}

@@ -25,7 +25,6 @@ was written when the same command is given again with `--resume_from_checkpoint 
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
 
-from arguments import parse_arguments, write_recipe
+from arguments import parse_arguments, to_recipe
 from data_loading import DatasetLoader, EpochLoader, StreamLoader
 from model_loading import ModelArguments, learning_rate_scales, load_model
 from modeling_interbert import InterBERTForPreTraining
@@ -49,6 +48,7 @@ from processing import (
     StreamedBatches,
     load_region_dataset,
 )
+from processing.pretraining import PretrainingObjectives
 from publishing import publish
 from retrieval_evaluation import recall_at_k, score_captions_against_images
 from training import (
@@ -162,6 +162,24 @@ class ObjectiveArguments:
             raise ValueError(
                 f"`--stage_epochs` must have one number per stage of `--objectives` ({len(self.objectives)}), got "
                 f"{len(self.stage_epochs)}."
+            )
+        for objectives in self.objectives:
+            PretrainingObjectives.parse(objectives)
+        if any(num_epochs < 1 for num_epochs in self.stage_epochs or []):
+            raise ValueError(f"`--stage_epochs` must be at least 1 each, got {self.stage_epochs}.")
+        rates = {
+            "text_mask_probability": self.text_mask_probability or [],
+            "region_mask_probability": [self.region_mask_probability],
+            "in_batch_negative_share": [self.in_batch_negative_share],
+            "hard_negative_share": self.hard_negative_share,
+        }
+        for name, values in rates.items():
+            if not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"`--{name}` must be between 0 and 1, got {values}.")
+        if max(self.hard_negative_share) + self.in_batch_negative_share > 1:
+            raise ValueError(
+                "`--hard_negative_share` and `--in_batch_negative_share` must add up to at most 1, got "
+                f"{self.hard_negative_share} and {self.in_batch_negative_share}."
             )
         if len(self.hard_negative_share) not in (1, len(self.objectives)):
             raise ValueError(
@@ -289,7 +307,7 @@ def evaluate_objectives(
         with accelerator.autocast():
             outputs = model(**inputs)
         totals.add(score_objectives(outputs, inputs, model.config.region_objective))
-    return {f"eval_{name}": value for name, value in means_of(totals.flush(accelerator)).items()}
+    return {f"eval_{name}": value for name, value in means_of(totals.flush()).items()}
 
 
 @dataclass
@@ -314,6 +332,7 @@ class TrainingPairs:
             seed=seed,
             objectives=self.objective_args.objectives_of(self.epoch),
             hard_negative_column=self.data_args.hard_negative_column,
+            max_regions=self.data_args.max_regions,
             **self.objective_args.negative_shares_of(self.epoch),
         )
 
@@ -347,7 +366,7 @@ def main():
     accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)
 
-    with accelerator.main_process_first():  # so that one process prepares the dataset, and the others read it
+    with accelerator.local_main_process_first():  # so that one process prepares the dataset, and the others read it
         load = RegionStream.open if data_args.streaming else load_region_dataset
         train_regions = load(data_args.dataset_name, data_args.train_split, name=data_args.dataset_config_name)
         validation_regions = load_region_dataset(
@@ -431,6 +450,8 @@ def main():
             f"{validation_pairs.num_skipped_images:,} for evaluation."
         )
 
+    region_objective = model.config.region_objective
+
     def compute_losses(model, inputs):
         outputs = model(**inputs)
         loss = sum(weight * outputs[name] for name, weight in weights.items() if outputs.get(name) is not None)
@@ -466,9 +487,6 @@ def main():
         accelerator.print("\n" + format_table([{"epoch": epoch + 1} | results]))
         return results
 
-    if accelerator.is_main_process:
-        write_recipe(Path(output_args.output_dir) / "recipe.yaml", model_args, data_args, objective_args, training_args)
-    region_objective = model.config.region_objective
     run = TrainingRun(
         accelerator,
         model,
@@ -480,6 +498,7 @@ def main():
         begin_epoch,
         end_epoch,
         settings=flat_config(*arguments),
+        recipe=to_recipe(model_args, data_args, objective_args, training_args),
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()

@@ -22,7 +22,10 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
     send_to_device,
+    set_seed,
 )
 from safetensors.torch import load_model
 from torch.distributed.fsdp import FSDPModule
@@ -34,24 +37,28 @@ from transformers.utils.logging import disable_progress_bar
 
 from checkpointing import CheckpointFolder, find_damage
 from data_loading import EpochLoader
-from files import write_json
+from files import write_json, write_text
 from publishing import create_repository, upload_checkpoint
 
 logger = get_logger(__name__)
 # Exit status after SIGTERM, once a checkpoint has been written: 128 + 15, as shells report a process that it ended.
 TERMINATED = 143
-# Both sides of a resumed run must agree in these, or its position in the data would be another one.
-POSITION_ARGUMENTS = (
-    "dataset_name",
-    "dataset_config_name",
-    "train_split",
+MOST_STEPS_BEFORE_EXIT = 10  # with several processes
+# Both sides of a resumed run must agree in these: they decide on its position in the data, or are part of its state.
+FIXED_ARGUMENTS = (
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "bert_learning_rate_scale",
     "streaming",
-    "caption_column",
-    "max_train_images",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "group_by_length",
     "seed",
+    "num_processes",
+    "batches_per_epoch",
 )
 # These change nothing of what is learned.
 FREE_ARGUMENTS = (
@@ -134,6 +141,10 @@ class TrainingArguments:
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_with_min_lr"):
+            raise ValueError(
+                f"`--lr_scheduler_type` {self.lr_scheduler_type.value} needs arguments that there are not."
+            )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`--ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
         if not self.max_grad_norm > 0:
@@ -144,7 +155,12 @@ class TrainingArguments:
 class OutputArguments:
     """What is written, where, and how often."""
 
-    output_dir: str = field(metadata={"help": "Folder for the trained model, its processor and the results."})
+    output_dir: str = field(
+        metadata={
+            "help": "Folder for the trained model, its processor, checkpoints and results; of several machines, one "
+            "that all of them share."
+        }
+    )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Trains although `output_dir` already holds a model, and writes over it."}
     )
@@ -152,7 +168,8 @@ class OutputArguments:
         default=None,
         metadata={
             "help": "Writes a checkpoint to go on from: every so many optimizer steps, or every 'epoch'. After SIGTERM "
-            f"the training writes one in any case, and exits with status {TERMINATED}."
+            f"the training writes one in any case, and exits with status {TERMINATED} (a launcher of several processes "
+            "has a status of its own)."
         },
     )
     save_total_limit: int | None = field(
@@ -201,12 +218,20 @@ class OutputArguments:
         To be called before a training.
 
         Raises:
-            ValueError: the output folder holds a trained model.
+            ValueError: the output folder holds a trained model or checkpoints, and neither is the run to go on nor are
+                they to be overwritten.
         """
-        if (Path(self.output_dir) / "config.json").exists() and not self.overwrite_output_dir:
+        if self.overwrite_output_dir or self.resume_from_checkpoint is not None:
+            return
+        if (Path(self.output_dir) / "config.json").exists():
             raise ValueError(
                 f"`--output_dir` {self.output_dir} already holds a model: choose another folder or give "
                 "`--overwrite_output_dir`."
+            )
+        if CheckpointFolder(Path(self.output_dir)).checkpoints():
+            raise ValueError(
+                f"`--output_dir` {self.output_dir} holds checkpoints of a run: go on with `--resume_from_checkpoint "
+                "latest`, choose another folder, or give `--overwrite_output_dir`."
             )
 
 
@@ -221,9 +246,13 @@ def make_accelerator(
         project_config=ProjectConfiguration(project_dir=output_args.output_dir),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
     )
+    # The arguments have the last word, also over what `accelerate launch` says.
+    accelerator.gradient_accumulation_steps = training_args.gradient_accumulation_steps
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        # DeepSpeed cannot read it off a loader, since ours are not prepared by Accelerate.
         config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["gradient_accumulation_steps"] = training_args.gradient_accumulation_steps
+        config["gradient_clipping"] = training_args.max_grad_norm
+        # DeepSpeed cannot read it off a loader, since ours are not prepared by Accelerate.
         config["train_micro_batch_size_per_gpu"] = training_args.per_device_train_batch_size
     return accelerator
 
@@ -282,18 +311,14 @@ class Totals:
             before = self.pairs.get(name, (0, 0))
             self.pairs[name] = (before[0] + total, before[1] + count)
 
-    def flush(self, accelerator: Accelerator) -> dict[str, tuple[float, float]]:
+    def flush(self) -> dict[str, tuple[float, float]]:
         """Sums and counts over all processes since the last call."""
-        if not self.pairs:
-            return {}
-        numbers = [
-            torch.as_tensor(number, dtype=torch.float32, device=accelerator.device)
-            for pair in self.pairs.values()
-            for number in pair
-        ]
-        totals = accelerator.reduce(torch.stack(numbers).view(-1, 2), reduction="sum").tolist()
-        totals = {name: tuple(pair) for name, pair in zip(self.pairs, totals, strict=True)}
+        # Processes may have counted different things, or nothing.
+        own = {name: (float(total), float(count)) for name, (total, count) in self.pairs.items()}
         self.pairs.clear()
+        totals: dict[str, tuple[float, float]] = {}
+        for of_process in gather_object([own]):
+            add_totals(totals, of_process)
         return totals
 
 
@@ -321,6 +346,7 @@ class TrainingRun:
         end_epoch: Called with the number of the epoch, the unwrapped model and whether it was the last epoch; returns
             what it measured.
         settings: All arguments, for the trackers, and to be compared when a run goes on.
+        recipe: The arguments as a recipe, for the output folder.
         learning_rate_scales: As [`make_optimizer`] takes them.
     """
 
@@ -336,6 +362,7 @@ class TrainingRun:
         begin_epoch: Callable[[int], None],
         end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
         settings: Mapping[str, Any],
+        recipe: str,
         learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
     ):
         self.accelerator = accelerator
@@ -347,6 +374,7 @@ class TrainingRun:
         self.begin_epoch = begin_epoch
         self.end_epoch = end_epoch
         self.settings = settings
+        self.recipe = recipe
         # Before the training, so that a wrong name or token shows at once.
         is_pushed = output_args.push_to_hub and accelerator.is_main_process
         self.repo_id = create_repository(output_args) if is_pushed else None
@@ -356,12 +384,18 @@ class TrainingRun:
         # Every epoch consists of whole steps.
         self.num_steps = training_args.num_train_epochs * (len(loader) // training_args.gradient_accumulation_steps)
         if training_args.max_train_steps is not None:
+            if training_args.max_train_steps > self.num_steps:
+                logger.warning(
+                    f"`--max_train_steps` {training_args.max_train_steps} is more than the {self.num_steps} steps of "
+                    f"`--num_train_epochs` {training_args.num_train_epochs}, which end the training."
+                )
             self.num_steps = min(self.num_steps, training_args.max_train_steps)
         self.averaged: AveragedModel | None = None
         if training_args.ema_decay is not None:
-            if accelerator.distributed_type == DistributedType.FSDP:
-                raise ValueError("`--ema_decay` needs a whole model in each process, which FSDP does not have.")
+            if self._is_sharded:
+                raise ValueError("`--ema_decay` is not for FSDP and DeepSpeed, which divide or replace the weights.")
             self.averaged = AveragedModel(model, device=accelerator.device, multi_avg_fn=self._move_averages)
+            self.averaged.n_averaged = self.averaged.n_averaged.cpu()  # every step looks at it
             accelerator.register_for_checkpointing(self.averaged)
         if training_args.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -389,8 +423,10 @@ class TrainingRun:
         self.shown_totals: dict[str, tuple[float, float]] = {}
         self.epoch_totals: dict[str, tuple[float, float]] = {}
         self._unchecked: list[tuple[int, torch.Tensor, dict[str, tuple], list]] = []
-        self._upload: Future | None = None
+        self._upload: tuple[Path, Future] | None = None
         self._is_terminated = False
+        # Where every process drew the same, they would all drop the same units.
+        set_seed(training_args.seed, device_specific=True)
 
     # ------------------------------------------------------------ the loop
 
@@ -407,8 +443,11 @@ class TrainingRun:
             FloatingPointError: a loss is not finite.
         """
         self.resume()
+        if self.accelerator.is_main_process:
+            write_text(self.output_dir / "recipe.yaml", self.recipe)
+            for path in self.output_dir.glob("non_finite_loss_*.json"):
+                path.unlink()
         self.start_trackers()
-        previous_handler = signal.signal(signal.SIGTERM, self._terminate)
         self.progress_bar = tqdm(
             total=self.num_steps,
             initial=self.step,
@@ -416,12 +455,14 @@ class TrainingRun:
             disable=not self.accelerator.is_local_main_process,
         )
         self._start_clock()
-        while self.step < self.num_steps or self.loader.batch:
-            self.train_epoch()
+        previous_handler = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            while self.step < self.num_steps or not self.results or self.results[-1]["step"] < self.step:
+                self.train_epoch()
+        finally:
+            signal.signal(signal.SIGTERM, previous_handler)
         self.progress_bar.close()
-        signal.signal(signal.SIGTERM, previous_handler)
-        if self._upload is not None:
-            self._upload.result()
+        self._end_upload()
         return self.results
 
     def train_epoch(self):
@@ -438,6 +479,8 @@ class TrainingRun:
                 break
 
         self.collect()
+        if self._any_process(self._is_terminated):
+            self._save_and_exit()
         self._stop_clock()
         result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
         self.epoch_totals.clear()
@@ -450,8 +493,8 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "all_results.json", self.results)
         self.accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=self.step)
-        # The last epoch may have ended early.
-        self.loader.epoch, self.loader.batch = epoch + 1, 0
+        if self.loader.batch == len(self.loader):  # else the run ends here, and may go on another time
+            self.loader.begin_epoch(epoch + 1)
         self._start_clock()
         if self.output_args.checkpointing_steps == "epoch":
             self.save_checkpoint()
@@ -472,11 +515,13 @@ class TrainingRun:
         for module in shards:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
-        yield model
-        for module in shards:
-            plugin = self.accelerator.state.fsdp_plugin
-            module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
-            module.reshard()
+        try:
+            yield model
+        finally:
+            for module in shards:
+                plugin = self.accelerator.state.fsdp_plugin
+                module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
+                module.reshard()
 
     def _timed(self, batches: Iterable) -> Iterator:
         """Counts the seconds for which a batch is waited for."""
@@ -506,7 +551,8 @@ class TrainingRun:
         masks = [inputs[name] for name in ("attention_mask", "region_attention_mask") if name in inputs]
         positions, size = sum(mask.sum() for mask in masks), sum(mask.numel() for mask in masks)
         self.totals.add({"positions": (positions, 0), "padding": (size - positions, size)})
-        if accelerator.sync_gradients and norm is not None:  # DeepSpeed clips by itself
+        # DeepSpeed clips by itself. Of a step that is skipped, the norm is infinite.
+        if accelerator.sync_gradients and norm is not None and not accelerator.optimizer_step_was_skipped:
             # FSDP has a part of it in every process.
             self.totals.add({"gradient_norm": (norm.full_tensor() if isinstance(norm, DTensor) else norm, 1)})
 
@@ -526,17 +572,21 @@ class TrainingRun:
         # Processes have to agree, which takes a moment: alone, one looks after every step.
         is_terminated = self._is_terminated
         if self.accelerator.num_processes > 1:
-            is_terminated = is_logged and self._any_process(is_terminated)
-        if is_saved or is_terminated:
-            self.save_checkpoint()
+            is_asked = self.step % min(self.output_args.logging_steps, MOST_STEPS_BEFORE_EXIT) == 0
+            is_terminated = is_asked and self._any_process(is_terminated)
         if is_terminated:
-            if self._upload is not None:
-                self._upload.result()
-            self.accelerator.end_training()
-            self.accelerator.print(
-                f"\nTerminated after step {self.step} of {self.num_steps}: --resume_from_checkpoint latest goes on."
-            )
-            raise SystemExit(TERMINATED)
+            self._save_and_exit()
+        if is_saved:
+            self.save_checkpoint()
+
+    def _save_and_exit(self):
+        # There may be little time: nothing is uploaded.
+        self.save_checkpoint(is_pushed=False)
+        self.accelerator.end_training()
+        self.accelerator.print(
+            f"\nTerminated after step {self.step} of {self.num_steps}: --resume_from_checkpoint latest goes on."
+        )
+        raise SystemExit(TERMINATED)
 
     def _terminate(self, signal_number, frame):
         self._is_terminated = True
@@ -557,7 +607,7 @@ class TrainingRun:
     def collect(self):
         """Gathers what the steps since the last call counted, after a look at their losses."""
         self.check_losses()
-        totals = self.totals.flush(self.accelerator)
+        totals = self.totals.flush()
         add_totals(self.shown_totals, totals)
         add_totals(self.epoch_totals, totals)
 
@@ -628,16 +678,26 @@ class TrainingRun:
 
     # ------------------------------------------------------------ checkpoints
 
-    def save_checkpoint(self):
+    def save_checkpoint(self, is_pushed: bool = True):
         """All that the run needs to go on as if it had not stopped."""
         self.collect()
         self._stop_clock()
-        if self._upload is not None:
-            self._upload.result()  # it may be of the checkpoint that is about to be removed
-        folder = self.checkpoints.save(self.accelerator, self.step, self._write_checkpoint)
-        if self.output_args.push_checkpoints and self.accelerator.is_main_process:
-            self._upload = upload_checkpoint(folder, self.repo_id, self.step, self.output_args.hub_token)
+        uploading = self._upload[0] if self._upload is not None else None
+        folder = self.checkpoints.save(self.accelerator, self.step, self._write_checkpoint, keep=uploading)
+        if is_pushed and self.output_args.push_checkpoints and self.accelerator.is_main_process:
+            # The training does not wait for an upload that is still going on: this one is left out then.
+            if self._upload is None or self._upload[1].done():
+                self._end_upload()
+                self._upload = folder, upload_checkpoint(folder, self.repo_id, self.step, self.output_args.hub_token)
         self._start_clock()
+
+    def _end_upload(self):
+        """Waits for the upload of a checkpoint. The training does not fail with it."""
+        if self._upload is not None:
+            folder, upload = self._upload
+            if upload.exception() is not None:
+                logger.warning(f"{folder} could not be uploaded: {upload.exception()}.")
+            self._upload = None
 
     def _write_checkpoint(self, folder: Path):
         self.accelerator.save_state(str(folder))
@@ -646,8 +706,7 @@ class TrainingRun:
             run = {
                 "step": self.step,
                 "run_id": self.run_id,
-                "num_processes": self.accelerator.num_processes,
-                "settings": self.settings,
+                "settings": self._comparable_settings(),
                 "results": self.results,
                 "shown_totals": self.shown_totals,
                 "epoch_totals": self.epoch_totals,
@@ -721,37 +780,60 @@ class TrainingRun:
             ValueError: there is no such checkpoint, it is damaged, or it is of a run over other data, in other batches,
                 or of another number of processes.
         """
-        requested = self.output_args.resume_from_checkpoint
-        if requested is None:
+        # One process looks: others may see another state of a folder that is not on their machine.
+        chosen = [self._choose_checkpoint() if self.accelerator.is_main_process else None]
+        folder, error = broadcast_object_list(chosen)[0]
+        if error is not None:
+            raise ValueError(error)
+        if folder is None:
             return
-        if requested == "latest":
-            folder = self.checkpoints.newest_valid()
-            if folder is None:
-                logger.info(f"{self.output_dir} has no checkpoint to go on from: the training begins.")
-                return
-        else:
-            folder = Path(requested)
-            damage = find_damage(folder)
-            if damage is not None:
-                raise ValueError(f"`--resume_from_checkpoint` {folder}: {damage}.")
+        if not (folder / "training_state.json").exists():
+            raise ValueError(f"{folder} is not to be seen from process {self.accelerator.process_index}.")
         run = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+        if run["step"] > self.num_steps:
+            raise ValueError(f"{folder} is of step {run['step']}, behind the last step of this run, {self.num_steps}.")
         self._compare_settings(folder, run)
         self.accelerator.load_state(str(folder))
         position = torch.load(folder / f"data_{self.accelerator.process_index}.bin", weights_only=True)
         self.loader.load_state_dict(position)
         self.shown_totals, self.epoch_totals = run["shown_totals"], run["epoch_totals"]
         self.step, self.run_id, self.results = run["step"], run["run_id"], run["results"]
+        if self.accelerator.is_main_process and folder.parent == self.output_dir:
+            self.checkpoints.remove_after(self.step)
         logger.info(f"Going on from {folder}, after step {self.step}.")
 
+    def _choose_checkpoint(self) -> tuple[Path | None, str | None]:
+        """The checkpoint to go on from, if any, and what is wrong with it."""
+        requested = self.output_args.resume_from_checkpoint
+        if requested is None:
+            self.checkpoints.remove_after(-1)  # they are to be overwritten
+            return None, None
+        if requested == "latest":
+            folder = self.checkpoints.newest_valid()
+            if folder is None:
+                logger.info(f"{self.output_dir} has no checkpoint to go on from: the training begins.")
+            return folder, None
+        damage = find_damage(Path(requested))
+        return Path(requested), None if damage is None else f"`--resume_from_checkpoint` {requested}: {damage}."
+
+    def _comparable_settings(self) -> dict[str, Any]:
+        more = {"num_processes": self.accelerator.num_processes, "batches_per_epoch": len(self.loader)}
+        return {**self.settings, **more}
+
     def _compare_settings(self, folder: Path, run: Mapping[str, Any]):
-        before = run["settings"] | {"num_processes": run["num_processes"]}
-        now = {**self.settings, "num_processes": self.accelerator.num_processes}
+        before, now = run["settings"], self._comparable_settings()
         changed = {
-            name: f"--{name} was {before.get(name)}, is {now.get(name)}"
+            name: f"{name} was {before.get(name)}, is {now.get(name)}"
             for name in {**before, **now}
             if name not in FREE_ARGUMENTS and before.get(name) != now.get(name)
         }
-        wrong = [changed[name] for name in changed if name in (*POSITION_ARGUMENTS, "num_processes")]
+        if before.get("streaming") and before["dataloader_num_workers"] != now["dataloader_num_workers"]:
+            changed["dataloader_num_workers"] = (
+                f"dataloader_num_workers was {before['dataloader_num_workers']}, is {now['dataloader_num_workers']}, "
+                "each of which has a place of its own in a stream"
+            )
+        fixed = (*FIXED_ARGUMENTS, "dataloader_num_workers")
+        wrong = [changed[name] for name in changed if name in fixed]
         if wrong:
             raise ValueError(f"{folder} is of another run: {'; '.join(wrong)}.")
         for change in changed.values():

@@ -16,20 +16,22 @@ USES = {
     "AutoModelForMultipleChoice": "choice = model(**inputs).logits.argmax(-1)",
     "AutoModelForSequenceClassification": "label = model.config.id2label[model(**inputs).logits[0].argmax().item()]",
 }
+# The same of a regression, whose only output is the score.
+SCORE_USE = "score = model(**inputs).logits[0, 0].item()"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass
 class TrainedCard:
     """
-    What the card of a trained checkpoint says.
+    What the card of a trained checkpoint says: of an InterBERT, or of a BERT that was trained to be compared with it.
 
     Args:
         repo_id: Repository of the checkpoint, or the folder that it is in.
         auto_class: Name of the auto class that the checkpoint is for.
         config: The model's configuration.
         num_parameters: Counted, not computed.
-        dataset_name: Region dataset: a Hub name or a folder.
+        dataset_name: What it was trained on: a Hub name, a folder, or another name.
         training_arguments: Name and value of what the training was started with.
         results: One row per epoch, as the training loop returns them.
         initialized_from: Checkpoint that the model started from, if any: a Hub name or a folder.
@@ -46,9 +48,10 @@ class TrainedCard:
 
     def render(self) -> ModelCard:
         """The card with its metadata. Folders of this machine are no Hub names, and stay out of the metadata."""
+        is_interbert = self.config.model_type == "interbert"
         metadata = ModelCardData(
             library_name="transformers",
-            tags=["interbert", "custom_code", "vision-and-language", "image-text-matching"],
+            tags=["interbert", "custom_code", "vision-and-language", "image-text-matching"] if is_interbert else None,
             datasets=hub_name(self.dataset_name),
             base_model=hub_name(self.initialized_from),
         )
@@ -58,7 +61,9 @@ class TrainedCard:
             model_name=self.repo_id.rstrip("/").split("/")[-1],
             repo_id=self.repo_id,
             auto_class=self.auto_class,
-            use=USES[self.auto_class],
+            use=SCORE_USE if self.config.problem_type == "regression" else USES[self.auto_class],
+            is_interbert=is_interbert,
+            takes_regions=self.auto_class != "AutoModelForSequenceClassification",
             config=self.config,
             num_parameters=self.num_parameters,
             dataset_name=self.dataset_name,

@@ -1,3 +1,4 @@
+from .captioned_images import CaptionedImages
 from .hard_negatives import mine_hard_negatives
 from .pretraining import PretrainingCollator, PretrainingPairs
 from .processing_interbert import InterBERTProcessor
@@ -6,6 +7,7 @@ from .sampling import ShuffledBatchSampler
 from .streaming import RegionStream, StreamedBatches
 
 __all__ = [
+    "CaptionedImages",
     "InterBERTProcessor",
     "ShuffledBatchSampler",
     "PretrainingCollator",

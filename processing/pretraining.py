@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from .captioned_images import CaptionedImages
 from .hard_negatives import normalize_caption
 from .masking import (
     IGNORED_LABEL,
@@ -36,7 +37,6 @@ TEXT_OBJECTIVES = ("mlm", "msm")
 REGION_OBJECTIVES = ("mom", "mrm")
 # Column of the dataset that holds what is predicted for a masked region, by the model's `region_objective`.
 REGION_TARGET_COLUMNS = {"hard_class": "class_ids", "soft_class": "class_probs", "feature": "features"}
-MAX_NEGATIVE_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,8 @@ class PretrainingPairs(torch.utils.data.Dataset):
         hard_negative_column (`str`):
             A column of lists of strings, as `examples/mine_hard_negatives.py` writes it; only needed for hard
             negatives.
+        max_regions (`int`, optional):
+            Of each image, only so many regions count in `lengths`: those that the collator keeps.
 
     Raises:
         ValueError: for a missing column, a dataset without captions, captions of fewer than two images where negatives
@@ -136,26 +138,17 @@ class PretrainingPairs(torch.utils.data.Dataset):
         hard_negative_share: float = 0.0,
         in_batch_negative_share: float = 0.0,
         hard_negative_column: str = "hard_negatives",
+        max_regions: int | None = None,
     ):
         if seed < 0:
             raise ValueError(f"`seed` must not be negative, got {seed}.")
         if not 0 <= negative_probability <= 1:
             raise ValueError(f"`negative_probability` must be between 0 and 1, got {negative_probability}.")
-        self.region_dataset = region_dataset
-        self.caption_column = caption_column
-        self.hard_negative_column = hard_negative_column
+        self.images = CaptionedImages(region_dataset, caption_column, hard_negative_column, max_regions)
         self.seed = seed
         self.negative_probability = negative_probability
         self.fixed_epoch = fixed_epoch
         self.epoch = 0 if fixed_epoch is None else fixed_epoch
-
-        counts = region_dataset.caption_counts(caption_column)
-        counts[region_dataset.region_counts() == 0] = 0
-        # Pairs of image i are numbered from `_first_pairs[i]` up to, not including, `_first_pairs[i + 1]`.
-        self._first_pairs = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-        self.num_skipped_images = int((counts == 0).sum())
-        if len(self) == 0:
-            raise ValueError(f"None of {len(counts)} images has regions and captions in column {caption_column!r}.")
         self.set_objectives(objectives)
         self.set_negative_shares(hard_negative_share, in_batch_negative_share)
 
@@ -167,7 +160,7 @@ class PretrainingPairs(torch.utils.data.Dataset):
     def set_objectives(self, objectives: str | Sequence[str] | PretrainingObjectives) -> None:
         """Begins another stage: whether negatives are drawn depends on the objectives."""
         self.objectives = PretrainingObjectives.parse(objectives)
-        num_images = len(self.region_dataset) - self.num_skipped_images
+        num_images = len(self.usable_images())
         if self.objectives.matching and self.negative_probability > 0 and num_images < 2:
             raise ValueError(f"Negatives need captions of at least 2 images, got {num_images}.")
 
@@ -184,21 +177,22 @@ class PretrainingPairs(torch.utils.data.Dataset):
                 "`hard_negative_share` and `in_batch_negative_share` must add up to at most 1, got "
                 f"{hard_negative_share} and {in_batch_negative_share}."
             )
-        column_names = self.region_dataset.column_names
-        if hard_negative_share > 0 and self.hard_negative_column not in column_names:
-            raise ValueError(
-                f"Hard negatives need the column {self.hard_negative_column!r}, which examples/mine_hard_negatives.py "
-                f"adds, the dataset has only {column_names}."
-            )
+        if hard_negative_share > 0:
+            self.images.check_hard_negatives()
         self.hard_negative_share = hard_negative_share
         self.in_batch_negative_share = in_batch_negative_share
 
     def __len__(self) -> int:
-        return int(self._first_pairs[-1])
+        return len(self.images)
+
+    @property
+    def num_skipped_images(self) -> int:
+        """Number of images without captions or regions."""
+        return self.images.num_skipped_images
 
     def usable_images(self) -> np.ndarray:
         """Rows of the images that have captions and regions, int64 `(images,)`."""
-        return np.flatnonzero(np.diff(self._first_pairs))
+        return self.images.usable_images
 
     def lengths(self) -> np.ndarray:
         """
@@ -207,27 +201,19 @@ class PretrainingPairs(torch.utils.data.Dataset):
         Returns:
             int64 array of shape `(len(self), 2)`.
         """
-        caption_counts = self.region_dataset.caption_counts(self.caption_column)
-        used_counts = np.diff(self._first_pairs)
-        is_used = np.repeat(used_counts > 0, caption_counts)
-        caption_lengths = self.region_dataset.caption_lengths(self.caption_column)[is_used]
-        return np.stack([np.repeat(self.region_dataset.region_counts(), used_counts), caption_lengths], axis=1)
-
-    def _image_and_caption_number(self, index: int) -> tuple[int, int]:
-        image = int(self._first_pairs.searchsorted(index, side="right")) - 1
-        return image, index - int(self._first_pairs[image])
+        return self.images.lengths()
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"Index {index} is out of range for {len(self)} pairs.")
         index = int(index) % len(self)
-        image, caption_number = self._image_and_caption_number(index)
-        captions = self.region_dataset.captions(image, self.caption_column)
+        image, caption_number = self.images.locate(index)
+        captions = self.images.captions(image)
         rng = np.random.default_rng([self.seed, self.epoch, index])
         sample = {
             "index": index,
             "epoch": self.epoch,
-            "record": self.region_dataset[image],
+            "record": self.images.region_dataset[image],
             "caption": captions[caption_number],
             "itm_label": 0 if self.objectives.matching else None,
             "own_caption": captions[caption_number],
@@ -236,12 +222,12 @@ class PretrainingPairs(torch.utils.data.Dataset):
         }
         if self.objectives.matching and rng.random() < self.negative_probability:
             # Keeps out the image's own captions, and those of other images that say the same.
-            unfit_captions = {normalize_caption(caption) for caption in captions}
+            unfit_captions = self.images.normalized_captions(image)
             kind = self._draw_kind_of_negative(rng)
             if kind == "in_batch":
                 sample["unfit_captions"] = unfit_captions
             else:
-                draw = self._draw_hard_negative if kind == "hard" else self._draw_random_negative
+                draw = self.images.draw_hard_caption if kind == "hard" else self.images.draw_caption
                 sample["caption"] = draw(image, unfit_captions, rng)
                 sample["itm_label"] = 1
         return sample
@@ -253,24 +239,6 @@ class PretrainingPairs(torch.utils.data.Dataset):
         if draw < self.hard_negative_share:
             return "hard"
         return "in_batch" if draw < self.hard_negative_share + self.in_batch_negative_share else "random"
-
-    def _draw_hard_negative(self, image: int, unfit_captions: set[str], rng: np.random.Generator) -> str:
-        candidates = self.region_dataset.captions(image, self.hard_negative_column)
-        candidates = [candidate for candidate in candidates if normalize_caption(candidate) not in unfit_captions]
-        if not candidates:
-            return self._draw_random_negative(image, unfit_captions, rng)
-        return candidates[int(rng.integers(len(candidates)))]
-
-    def _draw_random_negative(self, image: int, unfit_captions: set[str], rng: np.random.Generator) -> str:
-        for _ in range(MAX_NEGATIVE_DRAWS):
-            other_image, caption_number = self._image_and_caption_number(int(rng.integers(len(self))))
-            candidate = self.region_dataset.captions(other_image, self.caption_column)[caption_number]
-            if normalize_caption(candidate) not in unfit_captions:
-                return candidate
-        raise ValueError(
-            f"Found no caption of another image that differs from the captions of row {image} in "
-            f"{MAX_NEGATIVE_DRAWS} draws: {self.region_dataset.captions(image, self.caption_column)}."
-        )
 
 
 class PretrainingCollator:

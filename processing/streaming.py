@@ -172,6 +172,10 @@ class RegionStream:
                 num_rows = 0
             windows[-1].append(group)
             num_rows += group.num_rows
+        # A few rows have too little among them to be shuffled, or told apart.
+        if len(windows) > 1 and num_rows < self.rows_per_window / 2:
+            last = windows.pop()
+            windows[-1] += last
         return windows
 
     def read_ahead(self, windows: Sequence[Sequence[RowGroup]]) -> Iterator[RegionDataset]:
@@ -231,7 +235,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         stream ([`RegionStream`]): The images.
         make_samples (`Callable[[RegionDataset, int], torch.utils.data.Dataset]`):
             From a window, and a seed of its own, to its samples, such as [`PretrainingPairs`]. With `group_by_length`
-            they have the method `lengths`.
+            they have the method `lengths`. If they have the method `set_epoch`, it is told the number of the pass.
         batch_size (`int`): Batch size of each process.
         group_by_length (`bool`, *optional*, defaults to `False`):
             Batches hold samples of similar lengths, as those of [`shuffle_by_length`].
@@ -293,6 +297,8 @@ class StreamedBatches(torch.utils.data.IterableDataset):
                 # Every window of every reader has an order, and draws, of its own.
                 rng = np.random.default_rng([self.seed, number, window_number, self._readers()[0]])
                 samples = self.make_samples(window, int(rng.integers(2**32)))
+                if hasattr(samples, "set_epoch"):
+                    samples.set_epoch(number)
                 order = self._order(samples, rng)
                 num_batches = len(order) // self.batch_size
                 for batch in range(first_batch, num_batches):

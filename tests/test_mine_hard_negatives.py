@@ -102,8 +102,16 @@ def test_a_column_more(source, tmp_path, mine, capsys):
     assert "a red cat runs" in expected[0] and expected[2] == expected[5] == []
 
     before, after = load_region_dataset(source, "train"), load_region_dataset(tmp_path / "mined", "train")
-    assert after.column_names == [*before.column_names, "hard_negatives"]
-    assert after.dataset.remove_columns("hard_negatives").to_list() == before.dataset.to_list()
+    assert after.column_names == [*before.column_names, "hard_negatives", "hard_negatives_image_ids"]
+    # Each negative is a caption of the image that stands at its place.
+    captions_of = {after[row]["image_id"]: after.captions(row) for row in range(len(after))}
+    for row in range(len(after)):
+        image_ids = after.captions(row, "hard_negatives_image_ids")
+        assert len(image_ids) == len(after.captions(row, "hard_negatives"))
+        for text, image_id in zip(after.captions(row, "hard_negatives"), image_ids, strict=True):
+            assert text in captions_of[image_id] and image_id != after[row]["image_id"]
+    mined = ["hard_negatives", "hard_negatives_image_ids"]
+    assert after.dataset.remove_columns(mined).to_list() == before.dataset.to_list()
     assert sorted(path.name for path in (tmp_path / "mined").iterdir()) == [
         "README.md",
         "conversion_report.json",

@@ -1,5 +1,6 @@
 import pytest
 from huggingface_hub import ModelCard
+from transformers import BertConfig
 
 from configuration_interbert import InterBERTConfig
 from model_cards import TrainedCard
@@ -53,3 +54,24 @@ def test_hub_names(tmp_path, monkeypatch):
 
 def test_table_has_every_column():
     assert markdown_table([{"a": 1}, {"b": 0.25}]).splitlines() == ["| a | b |", "|---|---|", "| 1 |  |", "|  | 0.25 |"]
+
+
+def test_a_text_classifier_takes_no_regions(card):
+    card.auto_class = "AutoModelForSequenceClassification"
+    text = card.render().text
+    assert 'inputs = processor(text="a sentence", return_tensors="pt")\nlabel = model.config.id2label[' in text
+    assert "regions=" not in text
+    card.config.problem_type = "regression"
+    assert "\nscore = model(**inputs).logits[0, 0].item()\n```" in card.render().text
+
+
+def test_a_bert_that_interbert_is_compared_with_is_called_one(card):
+    card.auto_class, card.config = (
+        "AutoModelForSequenceClassification",
+        BertConfig(num_hidden_layers=2, hidden_size=384),
+    )
+    rendered = card.render()
+    assert rendered.data.tags is None
+    assert "A BERT of 2 layers of width 384 with\n1,234,567 parameters" in rendered.text
+    assert 'processor = AutoTokenizer.from_pretrained("org/interbert-tiny")\n' in rendered.text
+    assert "trust_remote_code" not in rendered.text and "This checkpoint has" not in rendered.text

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import run_pretrain
 from generate_scenes import write_scenes
+from processing import load_region_dataset
 from training import TERMINATED, TrainingRun
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -104,7 +105,7 @@ def test_a_killed_pretraining_ends_with_the_same_weights(scenes, tmp_path, pretr
     assert_same_results(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-def start(command: list[str], launch=()) -> subprocess.Popen:
+def start(command: list[str], launch=(), **options) -> subprocess.Popen:
     environment = dict(os.environ) | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *launch, str(REPOSITORY / "examples" / "run_pretrain.py"), *command],
@@ -112,6 +113,7 @@ def start(command: list[str], launch=()) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        **options,
     )
 
 
@@ -128,13 +130,19 @@ def wait_for(path: Path, process: subprocess.Popen):
         time.sleep(0.005)
 
 
-def test_sigterm(scenes, tmp_path):
-    command = arguments(scenes, tmp_path / "out", "--num_train_epochs", "500", "--checkpointing_steps", "5")
-    process = start(command)
+@pytest.mark.parametrize(
+    "options", [[], ["--dataloader_num_workers", "2"]], ids=["this_process", "the_whole_group_with_workers"]
+)
+def test_sigterm(scenes, tmp_path, options):
+    command = arguments(scenes, tmp_path / "out", "--num_train_epochs", "500", "--checkpointing_steps", "5", *options)
+    process = start(command, start_new_session=True)
     wait_for(tmp_path / "out" / "checkpoint-5", process)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == TERMINATED
+    if options:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == TERMINATED, output[-4000:]
     assert "--resume_from_checkpoint latest goes on" in output
     assert not list((tmp_path / "out").glob("*.unfinished"))
 
@@ -155,11 +163,11 @@ def test_sigkill_at_random_steps(scenes, tmp_path, launch):
     assert f"{num_processes} process(es)." in output
     num_steps = json.loads((tmp_path / "undisturbed" / "all_results.json").read_text())[-1]["step"]
     killed = arguments(scenes, tmp_path / "killed", *options)
-    kills = sorted(random.sample(range(3, num_steps - 3), 3))
-    print(f"Killed after steps {kills} of {num_steps}.")
+    kills = sorted(random.sample(range(1, num_steps // 3), 3))
+    print(f"Killed after the checkpoints of steps {[3 * kill for kill in kills]} of {num_steps}.")
     for kill in kills:
         process = start(killed, launch)
-        wait_for(tmp_path / "killed" / f"checkpoint-{kill // 3 * 3}", process)
+        wait_for(tmp_path / "killed" / f"checkpoint-{3 * kill}", process)
         time.sleep(random.uniform(0, 0.1))
         kill_all(process)
     output = finish(killed, launch)
@@ -185,6 +193,23 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(scenes, tmp_path):
     assert "1 process(es)." in one and "2 process(es)." in two
     for folder in ("one", "two"):
         assert json.loads((tmp_path / folder / "all_results.json").read_text())[-1]["step"] == 20
-    expected = weights(tmp_path / "one")
+    finish(arguments(scenes, tmp_path / "none", *options, "--max_train_steps", "1", "--learning_rate", "0"))
+    expected, initial = weights(tmp_path / "one"), weights(tmp_path / "none")
     for name, value in weights(tmp_path / "two").items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+    name = "interbert.interaction_layers.0.intermediate.weight"
+    assert (expected[name] - initial[name]).abs().max() > 1e-3
+
+
+def test_processes_without_a_pair_to_evaluate_do_not_wait_for_ever(scenes, tmp_path):
+    options = ["--validation_split", "validation[:1]", "--max_train_steps", "1", "--objectives", "mlm,mom"]
+    options += ["--caption_column", "one_caption", "--retrieval_eval_size", "0"]
+    regions = load_region_dataset(scenes, "train").dataset.select(range(8))
+    one = [captions[0] for captions in regions["captions"]]
+    for split in ("train", "validation"):
+        path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(exist_ok=True)
+        regions.remove_columns(["captions", "captions_zh"]).add_column("one_caption", one).to_parquet(path)
+    command = arguments(scenes, tmp_path / "out", *options, "--dataset_name", str(tmp_path / "data"))
+    output = finish(command, TWO_PROCESSES)
+    assert "1 captions to evaluate on; 2 process(es)." in output

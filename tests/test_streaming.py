@@ -221,3 +221,20 @@ print(*[record["image_id"] for record in stream])
         )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == [f"image-{i}" for i in range(NUM_ROWS)]
+
+
+def test_what_is_masked_of_a_pair_changes_from_pass_to_pass(folder):
+    """Conditional masking takes turns by the number of the pair and of the epoch."""
+    batches = make_batches(folder, make_samples=lambda window, seed: PretrainingPairs(window, seed=seed))
+    sampled = take(batches, 60)  # 120 pairs are 30 batches
+    first, second = ({sample["epoch"] for batch in part for sample in batch} for part in (sampled[:30], sampled[30:]))
+    assert (first, second) == ({0}, {1})
+
+
+def test_few_rows_that_are_left_over_join_the_window_before(folder):
+    stream = RegionStream.open(folder, "train", rows_per_window=13)  # of 16 rows each, in groups of 4
+    windows = stream.windows(np.random.default_rng(0))
+    assert [sum(group.num_rows for group in window) for window in windows] == [16, 16, 16, 12]
+    stream = RegionStream.open(folder, "train", rows_per_window=25)  # of 28 rows: 4 are left over
+    windows = stream.windows(np.random.default_rng(0))
+    assert [sum(group.num_rows for group in window) for window in windows] == [28, 32]

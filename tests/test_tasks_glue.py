@@ -8,7 +8,7 @@ from transformers import BertTokenizer
 
 from modeling_interbert import InterBERTForSequenceClassification
 from processing.processing_interbert import InterBERTProcessor
-from processing.tasks import GLUE_TASKS, GLUECollator, GLUEExample, read_glue, read_glue_dataset
+from processing.tasks import GLUE_TASKS, GLUECollator, GLUEExample, read_glue, read_glue_dataset, split_glue
 
 GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 needs_glue = pytest.mark.skipif(not GLUE.exists(), reason="needs the GLUE sample")
@@ -98,6 +98,63 @@ def test_datasets():
     assert read_glue_dataset(dataset, "cola") == [GLUEExample("a", label=0)]
     with pytest.raises(ValueError, match=r"row 0: expected the field 'sentence1', got \['sentence', 'label'\]"):
         read_glue_dataset(dataset, "rte")
+
+
+def test_held_out_examples_share_no_sentence_with_the_others():
+    phrases = [
+        "a film of great charm",  # part of the next one, and that of the one after it
+        "this is a film of great charm",
+        "this is a film of great charm and wit",
+        "A film of  great charm",
+        "a film",  # too short to say that it is from the same sentence
+        "an unhappy story of love",
+        "of love and hate",  # no part of the one before it: "of love" alone is
+    ]
+    groups = [{0, 1, 2, 3}, {4}, {5}, {6}]
+    examples = [GLUEExample(phrase, label=number) for number, phrase in enumerate(phrases)]
+    for wanted in (1, 2, 3, 4, 5, 6):
+        train, held_out = split_glue(examples, wanted / 7)
+        numbers = {example.label for example in held_out}
+        assert 1 <= len(numbers) <= wanted and len(train) == 7 - len(numbers)
+        assert all(group <= numbers or not group & numbers for group in groups)
+        # The order does not matter, and is kept.
+        again = split_glue(examples[::-1], wanted / 7)
+        assert again == (train[::-1], held_out[::-1])
+    assert {example.label for example in split_glue(examples, 6.9 / 7)[1]} == set(range(7))
+
+
+def test_pairs_with_a_common_sentence_stay_together():
+    pairs = [("a", "b"), ("c", "a"), ("d", "e"), ("e", "f"), ("g", "h")]
+    examples = [GLUEExample(*pair, label=number) for number, pair in enumerate(pairs)]
+    for wanted in (1, 2, 3):
+        numbers = {example.label for example in split_glue(examples, wanted / 5)[1]}
+        assert 1 <= len(numbers) <= wanted
+        assert (0 in numbers) == (1 in numbers) and (2 in numbers) == (3 in numbers)
+
+
+def test_a_part_that_cannot_be_held_out():
+    examples = [GLUEExample("a", label=0)] * 4
+    with pytest.raises(ValueError, match=r"No group of examples .* as small as 0.5 of all, 2 of 4"):
+        split_glue(examples, 0.5)
+    with pytest.raises(ValueError, match="`fraction` must be between 0 and 1, got 1"):
+        split_glue(examples, 1)
+
+
+@needs_glue
+def test_sst2_is_split_by_sentences():
+    examples = read_glue(GLUE / "SST-2" / "train.tsv", "sst2")
+    train, held_out = split_glue(examples, 0.015)
+    assert len(held_out) == 1010 and len(train) == len(examples) - 1010
+    trained = {tuple(example.sentence1.lower().split()) for example in train}
+    parts = {words[i : i + n] for words in trained for n in range(4, len(words) + 1) for i in range(len(words) - n + 1)}
+    for example in held_out:
+        words = tuple(example.sentence1.lower().split())
+        assert words not in trained and words not in parts
+        own_parts = {words[i : i + n] for n in range(4, len(words) + 1) for i in range(len(words) - n + 1)}
+        assert not own_parts & trained
+    # Whole sentences, short phrases, and both classes are among them.
+    positive = sum(example.label for example in held_out) / len(held_out)
+    assert 0.45 < positive < 0.65 and max(len(example.sentence1.split()) for example in held_out) > 20
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,7 @@ def make_run(
         begin_epoch,
         end_epoch,
         settings=settings or flat_config(training_args),
+        recipe="seed: 42\n",
     )
 
 
@@ -220,12 +222,13 @@ def test_results_of_finished_epochs_survive_a_failure(tmp_path):
 
 
 def test_means_are_of_what_was_counted():
-    totals, accelerator = Totals(), Accelerator(cpu=True)
+    Accelerator(cpu=True)  # the totals are those of all its processes
+    totals = Totals()
     totals.add({"loss": (torch.tensor(1.0), 1), "region_loss": (torch.tensor(0.0), 0), "samples": (4, 0)})
     totals.add({"loss": (torch.tensor(9.0), 3), "region_loss": (torch.tensor(10.0), 2), "samples": (3, 0)})
-    collected = totals.flush(accelerator)
+    collected = totals.flush()
     assert collected == {"loss": (10.0, 4.0), "region_loss": (10.0, 2.0), "samples": (7.0, 0.0)}
-    assert totals.flush(accelerator) == {}
+    assert totals.flush() == {}
     add_totals(collected, {"loss": (2.0, 2.0), "new": (3.0, 1.0)})
     assert means_of(collected) == {"loss": 2.0, "region_loss": 5.0, "new": 3.0}
 
@@ -334,11 +337,9 @@ def test_sigterm_writes_a_checkpoint_and_exits(tmp_path, capsys):
     run = make_run(tmp_path, num_train_epochs=5)
     run.compute_losses = compute_losses
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as exit_info:
-            run.train()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.raises(SystemExit) as exit_info:
+        run.train()
+    assert signal.getsignal(signal.SIGTERM) is before
     assert exit_info.value.code == TERMINATED == 143
     assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-3"]
     assert "Terminated after step 3 of 10" in capsys.readouterr().out
@@ -386,11 +387,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, caplog):
     settings = {"seed": 1, "learning_rate": 0.1, "logging_steps": 5}
     make_run(tmp_path, checkpointing_steps="1", settings=settings).train()
     other = make_run(tmp_path, resume_from_checkpoint="latest", settings=settings | {"seed": 2})
-    with pytest.raises(ValueError, match="is of another run: --seed was 1, is 2"):
+    with pytest.raises(ValueError, match="is of another run: seed was 1, is 2"):
         other.train()
-    changed = settings | {"learning_rate": 0.2, "logging_steps": 6}
+    other = make_run(tmp_path, batch_size=2, resume_from_checkpoint="latest", settings=settings)
+    with pytest.raises(ValueError, match="is of another run: batches_per_epoch was 2, is 4"):
+        other.train()
+    other = make_run(tmp_path, resume_from_checkpoint="latest", settings=settings | {"learning_rate": 0.2})
+    with pytest.raises(ValueError, match="is of another run: learning_rate was 0.1, is 0.2"):
+        other.train()
+    changed = settings | {"num_warmup_steps": 3, "logging_steps": 6}
     make_run(tmp_path, resume_from_checkpoint="latest", settings=changed).train()
-    assert "goes on with other settings: --learning_rate was 0.1, is 0.2" in caplog.text
+    assert "goes on with other settings: num_warmup_steps was None, is 3" in caplog.text
     assert "logging_steps" not in caplog.text
 
 
@@ -417,15 +424,108 @@ def test_checkpoints_are_complete_or_absent(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoint-4").iterdir()) == ["manifest.json", "new"]
 
 
+def test_a_run_is_not_mixed_with_the_checkpoints_of_another(tmp_path):
+    make_run(tmp_path, num_train_epochs=6, checkpointing_steps="5").train()
+    args = OutputArguments(output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="holds checkpoints of a run: go on with `--resume_from_checkpoint latest`"):
+        args.check_output_dir()
+    # Begun anew, it keeps its own checkpoints, although those that were there have larger numbers.
+    make_run(tmp_path, num_train_epochs=2, checkpointing_steps="2", save_total_limit=2).train()
+    names = ["checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == names
+    # Gone on with at an earlier one, it leaves the later ones behind.
+    first = str(tmp_path / "checkpoint-2")
+    make_run(tmp_path, num_train_epochs=2, resume_from_checkpoint=first, checkpointing_steps="3").train()
+    names = ["checkpoint-3", "checkpoint-2"]
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == names
+
+
+def test_a_checkpoint_that_takes_the_place_of_another_is_never_missing(tmp_path, monkeypatch):
+    accelerator, checkpoints = Accelerator(cpu=True), CheckpointFolder(tmp_path)
+    checkpoints.save(accelerator, 4, lambda folder: (folder / "first").touch())
+    rename, renamed = Path.rename, []
+
+    def die(path, target):
+        renamed.append(path)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(accelerator, 4, lambda folder: (folder / "second").touch())
+    monkeypatch.undo()
+    assert (checkpoints.newest_valid() / "second").exists()
+    checkpoints.save(accelerator, 4, lambda folder: (folder / "third").touch())
+    assert (checkpoints.newest_valid() / "third").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("is_in_evaluation", [False, True])
+def test_sigterm_before_an_evaluation_saves_what_was_trained(tmp_path, is_in_evaluation):
+    def end_epoch(epoch, model, is_last):
+        if is_in_evaluation and epoch == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    def compute_losses(model, inputs):
+        if run.step == 1 and not is_in_evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)  # in the last step of the first epoch
+        return squared_error(model, inputs)
+
+    run = make_run(tmp_path, num_train_epochs=3, end_epoch=end_epoch)
+    run.compute_losses = compute_losses
+    with pytest.raises(SystemExit):
+        run.train()
+    (checkpoint,) = CheckpointFolder(tmp_path).checkpoints()
+    assert checkpoint.name == ("checkpoint-3" if is_in_evaluation else "checkpoint-2")
+    results = make_run(tmp_path, num_train_epochs=3, resume_from_checkpoint="latest").train()
+    assert [(result["epoch"], result["step"]) for result in results] == [(1, 2), (2, 4), (3, 6)]
+
+
+def test_a_run_that_was_ended_early_goes_on_in_the_middle_of_its_epoch(tmp_path):
+    make_run(tmp_path / "a", num_train_epochs=3, max_train_steps=3, checkpointing_steps="epoch").train()
+    arguments = {"num_train_epochs": 3, "resume_from_checkpoint": "latest"}
+    results = make_run(tmp_path / "a", **arguments).train()
+    assert [(result["epoch"], result["step"]) for result in results] == [(1, 2), (2, 3), (2, 4), (3, 6)]
+    behind = make_run(tmp_path / "a", num_train_epochs=1, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match="is of step 3, behind the last step of this run, 2"):
+        behind.train()
+
+
+def test_a_failed_upload_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("training.create_repository", lambda args: "org/model")
+    uploads = []
+
+    def upload(folder, repo_id, step, token):
+        uploads.append(step)
+        future = Future()
+        future.set_exception(OSError("504"))
+        return future
+
+    monkeypatch.setattr("training.upload_checkpoint", upload)
+    run = make_run(tmp_path, num_train_epochs=2, checkpointing_steps="1")
+    run.output_args.push_checkpoints = True
+    assert len(run.train()) == 2
+    assert uploads == [1, 2, 3, 4] and "checkpoint-4 could not be uploaded: 504" in caplog.text
+
+
+def test_arguments_have_the_last_word_over_the_launcher(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    results = make_run(tmp_path, num_train_epochs=2, batch_size=2, gradient_accumulation_steps=2).train()
+    assert [result["step"] for result in results] == [2, 4]
+
+
 @pytest.mark.parametrize("logging_steps", [1, 3, 100])
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps):
+@pytest.mark.parametrize("checkpointing_steps", ["2", None])
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps, checkpointing_steps):
     run = make_run(
         tmp_path,
         points=Points(nan_at=5),
         batch_size=1,
         num_train_epochs=2,
         logging_steps=logging_steps,
-        checkpointing_steps="2",
+        checkpointing_steps=checkpointing_steps,
     )
     sampler = ShuffledBatchSampler(8, 1)
     step = list(sampler).index([5]) + 1
@@ -433,6 +533,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps):
         run.train()
     report = json.loads((tmp_path / "non_finite_loss_0.json").read_text())
     assert report == {"step": step, "epoch": 1, "process": 0, "loss": "nan", "means": {"error": "nan"}, "samples": [5]}
+    if checkpointing_steps is None:
+        return
     # No checkpoint holds what came of it.
     newest = CheckpointFolder(tmp_path).newest_valid()
     assert int(newest.name.removeprefix("checkpoint-")) < step

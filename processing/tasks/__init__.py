@@ -1,7 +1,8 @@
 from .captions import ImageCaptions, read_captions, read_image_captions
 from .files import canonical_image_id
-from .glue import GLUE_TASKS, GLUECollator, GLUEExample, GLUETask, read_glue, read_glue_dataset
+from .glue import GLUE_TASKS, STS_SCORES, GLUECollator, GLUEExample, GLUETask, read_glue, read_glue_dataset, split_glue
 from .region_examples import ExamplesWithRegions
+from .retrieval import RetrievalCollator, RetrievalExamples
 from .vcr import (
     VCRCollator,
     VCRDataset,
@@ -24,11 +25,14 @@ from .vqa import (
 
 __all__ = [
     "GLUE_TASKS",
+    "STS_SCORES",
     "ExamplesWithRegions",
     "GLUECollator",
     "GLUEExample",
     "GLUETask",
     "ImageCaptions",
+    "RetrievalCollator",
+    "RetrievalExamples",
     "VCRCollator",
     "VCRDataset",
     "VCRExample",
@@ -49,4 +53,5 @@ __all__ = [
     "read_vcr",
     "read_vcr_metadata",
     "soft_scores",
+    "split_glue",
 ]

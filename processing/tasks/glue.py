@@ -7,8 +7,10 @@ loader = torch.utils.data.DataLoader(train_examples, batch_size=128, shuffle=Tru
 ```
 """
 
+import hashlib
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,11 +24,13 @@ from .files import Record, numbered_lines, read_tsv
 class GLUETask:
     """
     Args:
+        title (`str`): its name in GLUE, which its folder and its file of predictions have.
         sentence_columns (`tuple[str, ...]`): one sentence or two.
         label_names (`tuple[str, ...]`, *optional*): classes by label; `None`: a score, which is regressed.
         headerless_layouts (`tuple[tuple[str, ...], ...]`): columns of its files that have no header.
     """
 
+    title: str
     sentence_columns: tuple[str, ...]
     label_names: tuple[str, ...] | None
     headerless_layouts: tuple[tuple[str, ...], ...] = ()
@@ -39,13 +43,17 @@ class GLUETask:
 
 _STS_BENCHMARK = ("genre", "filename", "year", "index", "score", "sentence1", "sentence2")
 GLUE_TASKS = {
-    "cola": GLUETask(("sentence",), ("unacceptable", "acceptable"), (("source", "label", "note", "sentence"),)),
-    "sst2": GLUETask(("sentence",), ("negative", "positive")),
+    "cola": GLUETask("CoLA", ("sentence",), ("unacceptable", "acceptable"), (("source", "label", "note", "sentence"),)),
+    "sst2": GLUETask("SST-2", ("sentence",), ("negative", "positive")),
     # The STS benchmark's own files; some of their rows also name where the sentences are from.
-    "stsb": GLUETask(("sentence1", "sentence2"), None, (_STS_BENCHMARK, (*_STS_BENCHMARK, "source1", "source2"))),
-    "rte": GLUETask(("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "stsb": GLUETask(
+        "STS-B", ("sentence1", "sentence2"), None, (_STS_BENCHMARK, (*_STS_BENCHMARK, "source1", "source2"))
+    ),
+    "rte": GLUETask("RTE", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
 }
 STS_SCORES = (0.0, 5.0)  # from no to full equivalence of meaning
+# Phrases of fewer words, such as "a good film", may come in sentences that have nothing to do with each other.
+SHARED_WORDS = 4
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ def _read_rows(path: str | os.PathLike, task: GLUETask) -> Iterator[Record]:
 
 def _examples(rows: Iterator[Record], task: GLUETask) -> list[GLUEExample]:
     return [
-        GLUEExample(*(row[column] for column in task.sentence_columns), label=_read_label(row, task)) for row in rows
+        GLUEExample(*[row[column] for column in task.sentence_columns], label=_read_label(row, task)) for row in rows
     ]
 
 
@@ -136,6 +144,85 @@ def _read_label(row: Record, task: GLUETask) -> int | float | None:
     if str(label) not in labels:
         raise row.error(f"expected one of the labels {list(labels)}, got {label!r}.")
     return labels[str(label)]
+
+
+def split_glue(examples: Sequence[GLUEExample], fraction: float) -> tuple[list[GLUEExample], list[GLUEExample]]:
+    """
+    Holds out a part of the training data, where a task has no development data. The same examples, in any order, are
+    always divided alike.
+
+    Examples stay together if they have a sentence in common, or if a sentence of one, of four words or more, is part of
+    one of the other: SST-2's training data are phrases, of which nearly all are part of others.
+
+    Args:
+        examples (`Sequence[GLUEExample]`): the training data.
+        fraction (`float`): share of the examples that is held out, between 0 and 1.
+
+    Returns:
+        What is left and what is held out, each in the order of `examples`.
+
+    Raises:
+        ValueError: `fraction` is not between 0 and 1, or nothing can be held out.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"`fraction` must be between 0 and 1, got {fraction}.")
+    groups: dict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(_groups_of_shared_sentences(examples)):
+        groups[group].append(number)
+
+    def digest(numbers: list[int]) -> str:
+        return min(hashlib.sha256(repr(_normalized(examples[number])).encode()).hexdigest() for number in numbers)
+
+    wanted = round(fraction * len(examples))
+    held_out: set[int] = set()
+    for numbers in sorted(groups.values(), key=digest):
+        if len(held_out) + len(numbers) <= wanted:
+            held_out.update(numbers)
+    if not held_out:
+        raise ValueError(
+            f"No group of examples that have sentences in common is as small as {fraction:g} of all, {wanted} of "
+            f"{len(examples)}."
+        )
+    return (
+        [example for number, example in enumerate(examples) if number not in held_out],
+        [example for number, example in enumerate(examples) if number in held_out],
+    )
+
+
+def _normalized(example: GLUEExample) -> list[tuple[str, ...]]:
+    """The words of its sentences, in lower case."""
+    sentences = (example.sentence1, example.sentence2)
+    return [tuple(sentence.lower().split()) for sentence in sentences if sentence is not None]
+
+
+def _groups_of_shared_sentences(examples: Sequence[GLUEExample]) -> list[int]:
+    """For every example the number of its group, which is that of one of its members."""
+    parents = list(range(len(examples)))
+
+    def group_of(number: int) -> int:
+        while parents[number] != number:
+            parents[number] = parents[parents[number]]
+            number = parents[number]
+        return number
+
+    sentences = [_normalized(example) for example in examples]
+    # sentence -> the first example that has it
+    owners: dict[tuple[str, ...], int] = {}
+    for number, own in enumerate(sentences):
+        for words in own:
+            parents[group_of(number)] = group_of(owners.setdefault(words, number))
+    # first words -> lengths of the sentences that begin with them
+    lengths: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    for words in owners:
+        if len(words) >= SHARED_WORDS:
+            lengths[words[:SHARED_WORDS]].add(len(words))
+    for words, number in owners.items():
+        for start in range(len(words) - SHARED_WORDS + 1):
+            for length in lengths.get(words[start : start + SHARED_WORDS], ()):
+                part = words[start : start + length]
+                if part in owners:
+                    parents[group_of(number)] = group_of(owners[part])
+    return [group_of(number) for number in range(len(examples))]
 
 
 class GLUECollator:

@@ -1,0 +1,152 @@
+"""Finetuning and evaluation of image retrieval on generated scenes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+import retrieval_evaluation
+import run_image_retrieval
+from generate_scenes import write_scenes
+from modeling_interbert import InterBERTForImageRetrieval
+from processing import InterBERTProcessor, load_region_dataset
+from retrieval_evaluation import score_captions_against_images
+
+TINY = (
+    "hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,"
+    "vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_layers=1,pooler_size=64,"
+    "initializer_range=0.05,hidden_dropout_prob=0,vision_hidden_dropout_prob=0,attention_probs_dropout_prob=0,"
+    "vision_attention_probs_dropout_prob=0"
+)
+EVALUATION = ("--eval_size", "40", "--captions_per_image", "1")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, num_train=600, num_validation=40, num_test=12)
+    return folder
+
+
+def run(*arguments: str):
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setenv("ACCELERATE_USE_CPU", "true")
+        context.setattr(sys, "argv", ["run_image_retrieval.py", *arguments])
+        run_image_retrieval.main()
+
+
+@pytest.fixture(scope="module")
+def trained(scenes, tmp_path_factory) -> Path:
+    """A model trained from scratch on 600 scenes."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    run(
+        *("--do_train", "--do_eval", "--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")),
+        *("--config_overrides", TINY, "--output_dir", str(folder), *EVALUATION),
+        *("--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--learning_rate", "1e-3"),
+        *("--num_warmup_steps", "50", "--ema_decay", "0.99"),
+    )
+    return folder
+
+
+def results_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "eval_results.json").read_text())
+
+
+def test_finetuning_learns_to_retrieve(trained):
+    results = results_of(trained)
+    chance = 5 / 40
+    for name in ("eval_image_recall_at_5", "eval_averaged_image_recall_at_5"):
+        assert results[name] > 2.5 * chance, results
+    assert {f"eval_text_recall_at_{k}" for k in (1, 5, 10)} <= results.keys()
+    card = (trained / "README.md").read_text()
+    assert "from transformers import AutoModelForZeroShotImageClassification" in card
+
+
+def test_the_saved_model_is_the_averaged_one(trained, scenes, tmp_path):
+    run(
+        *("--do_eval", "--zero_shot", "--model_name_or_path", str(trained), "--dataset_name", str(scenes)),
+        *("--output_dir", str(tmp_path), *EVALUATION),
+    )
+    results, expected = results_of(tmp_path), results_of(trained)
+    for name, value in results.items():
+        assert value == pytest.approx(expected[name.replace("eval_", "eval_averaged_")], abs=1e-6), name
+
+
+def test_predictions_are_the_scores_of_the_model(trained, scenes, tmp_path):
+    run(
+        *("--do_predict", "--model_name_or_path", str(trained), "--dataset_name", str(scenes)),
+        *("--output_dir", str(tmp_path), "--captions_per_image", "2"),
+    )
+    scores = np.load(tmp_path / "retrieval_scores.npy")
+    ids = json.loads((tmp_path / "retrieval_ids.json").read_text())
+    regions = load_region_dataset(scenes, "test")
+    assert scores.shape == (24, 12) and len(ids["image_ids"]) == 12
+    model = InterBERTForImageRetrieval.from_pretrained(trained).eval()
+    processor = InterBERTProcessor.from_pretrained(trained)
+    inputs = processor(text=regions.captions(3)[1], regions=regions[5], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).itm_logits[0]
+    assert scores[7, 5] == pytest.approx((logits[0] - logits[1]).item(), abs=1e-4)
+    assert not (tmp_path / "scores.unfinished").exists()
+
+
+def test_scoring_goes_on_where_it_was(trained, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval_evaluation, "IMAGES_PER_BLOCK", 3)
+    regions = load_region_dataset(scenes, "test")
+    captions, records = [regions.captions(i)[0] for i in range(12)], [regions[i] for i in range(12)]
+    model = InterBERTForImageRetrieval.from_pretrained(trained)
+    processor = InterBERTProcessor.from_pretrained(trained)
+    score_block, calls = retrieval_evaluation._score_block, []
+
+    def score_or_die(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score_block(*arguments)
+
+    def score(model=model):
+        return score_captions_against_images(
+            Accelerator(cpu=True), model, processor, captions, records, cache_dir=tmp_path / "cache"
+        )
+
+    monkeypatch.setattr(retrieval_evaluation, "_score_block", score_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        score()
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 2
+    resumed = score()
+    assert len(calls) == 3 + 2  # two of the four blocks were there
+    assert not (tmp_path / "cache").exists()
+    plain = score_captions_against_images(Accelerator(cpu=True), model, processor, captions, records)
+    np.testing.assert_array_equal(resumed, plain)
+
+    # What was scored with other weights does not count.
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        score()
+    with torch.no_grad():
+        model.itm_head.classifier.weight.add_(1.0)
+    assert np.abs(score() - plain).max() > 1e-2
+    assert len(calls) == 3 + 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--do_train", "--zero_shot", "--tokenizer_name", "t"], "does not go with `--do_train`"),
+        (["--do_eval", "--zero_shot", "--tokenizer_name", "t"], "needs a pretrained model, `--model_name_or_path`"),
+    ],
+)
+def test_bad_arguments(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run(*arguments, "--dataset_name", "none", "--output_dir", str(tmp_path))
+
+
+def test_nothing_to_do(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("--tokenizer_name", "t", "--dataset_name", "none", "--output_dir", str(tmp_path))
+    assert "Nothing to do: give `--do_train`, `--do_eval` or `--do_predict`." in capsys.readouterr().err
