@@ -63,12 +63,16 @@ class CheckpointFolder:
                 folder.rename(replaced)
             unfinished.rename(folder)
             shutil.rmtree(replaced, ignore_errors=True)
-            if self.total_limit is not None:
-                for old in self.checkpoints()[self.total_limit :]:
-                    if old not in (folder, keep):
-                        shutil.rmtree(old)
+            self.remove_old(keep=(folder, keep))
         accelerator.wait_for_everyone()
         return folder
+
+    def remove_old(self, keep: tuple[Path | None, ...] = ()):
+        """Removes all but the newest `total_limit` checkpoints, and those that are to be kept."""
+        if self.total_limit is not None:
+            for old in self.checkpoints()[self.total_limit :]:
+                if old not in keep:
+                    shutil.rmtree(old)
 
     def remove_after(self, step: int):
         """Removes the checkpoints of later steps: those of a run that is not gone on with."""

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +27,6 @@ from accelerate.utils import (
     set_seed,
 )
 from safetensors.torch import load_model
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
@@ -484,8 +482,7 @@ class TrainingRun:
         self._stop_clock()
         result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
         self.epoch_totals.clear()
-        with self._whole_model() as model:
-            result |= self.end_epoch(epoch, model, self.step == self.num_steps)
+        result |= self.end_epoch(epoch, self._whole_model(), self.step == self.num_steps)
         if self.averaged is not None:
             averaged_result = self.end_epoch(epoch, self.averaged.module, self.step == self.num_steps)
             result |= {name.replace("eval_", "eval_averaged_", 1): value for name, value in averaged_result.items()}
@@ -504,24 +501,19 @@ class TrainingRun:
         rate = min(self.training_args.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(averages, weights, 1 - rate)
 
-    @contextmanager
-    def _whole_model(self) -> Iterator[torch.nn.Module]:
-        """
-        The unwrapped model, to be evaluated. What FSDP divides among processes is gathered as long, so that these need
-        not compute equally many batches.
-        """
+    def _whole_model(self) -> torch.nn.Module:
+        """The unwrapped model, to be evaluated; where FSDP divides it among processes, a copy in one piece."""
         model = self.accelerator.unwrap_model(self.model)
-        shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
-        for module in shards:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-        try:
-            yield model
-        finally:
-            for module in shards:
-                plugin = self.accelerator.state.fsdp_plugin
-                module.set_reshard_after_forward(plugin.reshard_after_forward, recurse=False)
-                module.reshard()
+        if self.accelerator.distributed_type != DistributedType.FSDP:
+            return model
+        # The divided one gathers its layers in forward passes, of which every process would have to have equally many.
+        state_dict = {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in model.state_dict().items()
+        }
+        whole = self.model_class(model.config).to(self.accelerator.device)
+        whole.load_state_dict(state_dict)
+        return whole
 
     def _timed(self, batches: Iterable) -> Iterator:
         """Counts the seconds for which a batch is waited for."""
@@ -698,6 +690,7 @@ class TrainingRun:
             if upload.exception() is not None:
                 logger.warning(f"{folder} could not be uploaded: {upload.exception()}.")
             self._upload = None
+            self.checkpoints.remove_old()
 
     def _write_checkpoint(self, folder: Path):
         self.accelerator.save_state(str(folder))
