@@ -21,7 +21,7 @@ def create_repository(output_args: "OutputArguments") -> str:
     """Creates the repository to upload to, before the training, so that a wrong name or token shows at once."""
     api = HfApi(token=output_args.hub_token)
     repo_id = output_args.hub_model_id or Path(output_args.output_dir).absolute().name
-    repo_id = api.create_repo(repo_id, exist_ok=True).repo_id
+    repo_id = api.create_repo(repo_id, private=output_args.hub_private_repo or None, exist_ok=True).repo_id
     if output_args.push_checkpoints:
         api.create_branch(repo_id, branch=CHECKPOINT_BRANCH, exist_ok=True)
     return repo_id

@@ -116,7 +116,11 @@ class ObjectiveArguments:
         },
     )
     stage_epochs: list[int] | None = field(
-        default=None, metadata={"help": "Epochs of each stage, in place of `--num_train_epochs`."}
+        default=None,
+        metadata={
+            "help": "Epochs of each stage, in place of `--num_train_epochs`; the last one lasts as long as there are "
+            "more of `--max_train_steps`."
+        },
     )
     region_objective: str | None = field(
         default=None,
@@ -219,7 +223,7 @@ class ObjectiveArguments:
         if self.text_mask_probability is None:
             return None
         first, last = self.text_mask_probability[0], self.text_mask_probability[-1]
-        return first + (last - first) * epoch / max(num_epochs - 1, 1)
+        return first + (last - first) * min(epoch / max(num_epochs - 1, 1), 1)
 
 
 def choose_region_objective(requested: str | None, regions: RegionDataset | RegionStream) -> str:

@@ -73,6 +73,7 @@ FREE_ARGUMENTS = (
     "push_to_hub",
     "push_checkpoints",
     "hub_model_id",
+    "hub_private_repo",
 )
 
 
@@ -84,7 +85,7 @@ class TrainingArguments:
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size of each process for evaluation."})
     num_train_epochs: int = field(default=1, metadata={"help": "Number of passes over the training data."})
     max_train_steps: int | None = field(
-        default=None, metadata={"help": "Number of optimizer steps; ends the training before `num_train_epochs`."}
+        default=None, metadata={"help": "Number of optimizer steps, in place of `num_train_epochs`."}
     )
     gradient_accumulation_steps: int = field(
         default=1, metadata={"help": "Number of batches whose gradients are added up for one optimizer step."}
@@ -188,8 +189,9 @@ class OutputArguments:
         },
     )
     with_tracking: bool = field(default=False, metadata={"help": "Logs to the trackers of `--report_to`."})
-    report_to: str = field(
-        default="all", metadata={"help": "Tracker, such as tensorboard or wandb, or 'all' that are installed."}
+    report_to: list[str] = field(
+        default_factory=lambda: ["all"],
+        metadata={"help": "Trackers, such as tensorboard, wandb or trackio, or 'all' that are installed."},
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Uploads the trained model to the Hub."})
     push_checkpoints: bool = field(
@@ -197,6 +199,9 @@ class OutputArguments:
     )
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository to upload to. By default the name of `output_dir`."}
+    )
+    hub_private_repo: bool = field(
+        default=False, metadata={"help": "Creates the repository, if it is a new one, as a private one."}
     )
     hub_token: str | None = field(default=None, metadata={"help": "Token for the upload, if not logged in."})
 
@@ -382,12 +387,7 @@ class TrainingRun:
         # Every epoch consists of whole steps.
         self.num_steps = training_args.num_train_epochs * (len(loader) // training_args.gradient_accumulation_steps)
         if training_args.max_train_steps is not None:
-            if training_args.max_train_steps > self.num_steps:
-                logger.warning(
-                    f"`--max_train_steps` {training_args.max_train_steps} is more than the {self.num_steps} steps of "
-                    f"`--num_train_epochs` {training_args.num_train_epochs}, which end the training."
-                )
-            self.num_steps = min(self.num_steps, training_args.max_train_steps)
+            self.num_steps = training_args.max_train_steps
         self.averaged: AveragedModel | None = None
         if training_args.ema_decay is not None:
             if self._is_sharded:
@@ -611,7 +611,7 @@ class TrainingRun:
         self._start_clock()
         rates = {
             "samples_per_second": sums["samples"] / sums["seconds"],
-            "positions_per_second": sums["positions"] / sums["seconds"],
+            "tokens_per_second": sums["positions"] / sums["seconds"],
             "loading_share": sums["loading_seconds"] / sums["seconds"],
             "memory_gib": memory_bytes(self.accelerator.device) / 2**30,
         }

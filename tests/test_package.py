@@ -37,7 +37,8 @@ def requirements(*extras: str) -> list[Requirement]:
 def third_party_imports(source: str, module_level_only: bool = False) -> set[str]:
     """Top-level names imported from outside the standard library and this repository.
 
-    With `module_level_only`, imports inside functions are left out: these need their library only when called.
+    With `module_level_only`, imports inside functions are left out: these need their library only when called. So are
+    those for type checkers alone.
     """
     names, waiting = set(), [ast.parse(source)]
     while waiting:
@@ -46,7 +47,9 @@ def third_party_imports(source: str, module_level_only: bool = False) -> set[str
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names.add(node.module.split(".")[0])
-        if not (module_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        is_for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not (module_level_only and (is_function or is_for_types)):
             waiting += ast.iter_child_nodes(node)
     return names - sys.stdlib_module_names - OUR_MODULES
 
@@ -166,6 +169,7 @@ def test_license_is_the_declared_one():
 
 def test_undeclared_finds_what_is_missing():
     source = "import os, numpy.linalg\nfrom PIL import Image\nfrom . import a\ndef f():\n    import not_installed.b\n"
+    source += "if TYPE_CHECKING:\n    import not_installed.c\n"
     assert third_party_imports(source) == {"numpy", "PIL", "not_installed"}
     assert third_party_imports(source, module_level_only=True) == {"numpy", "PIL"}
     assert undeclared({"numpy", "PIL", "not_installed"}, [Requirement("numpy >=1")]) == ["PIL", "not_installed"]
