@@ -1,0 +1,550 @@
+#!/usr/bin/env python
+"""
+Finetunes InterBERT to answer questions about images, evaluates it, and predicts answers.
+
+A tiny model from scratch on generated scenes, on a CPU:
+
+    python examples/generate_scenes.py outputs/tiny_scenes --num_train 200 --num_validation 50 --num_test 50
+    accelerate launch --cpu --num_processes 1 examples/run_vqa.py --do_train --do_eval --do_predict \\
+        --dataset_name outputs/tiny_scenes --tokenizer_name outputs/tiny_scenes/tokenizer \\
+        --config_overrides hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,\\
+vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_layers=1,pooler_size=64 \\
+        --num_train_epochs 2 --output_dir outputs/tiny_vqa
+
+The trained model alone, on other questions:
+
+    python examples/run_vqa.py --do_eval --model_name_or_path outputs/tiny_vqa --dataset_name outputs/tiny_scenes \\
+        --validation_split test --output_dir outputs/tiny_vqa_on_test
+
+The paper's run on VQA 2.0, whose questions are in files of their own:
+
+    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_vqa.py --do_train --do_eval --do_predict \\
+        --recipe examples/recipes/vqa2.yaml --model_name_or_path org/interbert-base --dataset_name org/coco-regions \\
+        --train_questions v2_OpenEnded_mscoco_train2014_questions.json \\
+        --train_annotations v2_mscoco_train2014_annotations.json \\
+        --validation_questions v2_OpenEnded_mscoco_val2014_questions.json \\
+        --validation_annotations v2_mscoco_val2014_annotations.json \\
+        --test_questions v2_OpenEnded_mscoco_test2015_questions.json \\
+        --answer_vocabulary trainval_ans2label.json --output_dir interbert-base-vqa2
+
+DAQUAR, which has lists of right answers and no validation split, by a model of the questions alone:
+
+    python examples/run_vqa.py --do_train --do_eval --mask_regions --bert_name_or_path bert-base-uncased \\
+        --dataset_name daquar --train_questions daquar/train_questions.jsonl --validation_fraction 0.2 \\
+        --answer_vocabulary daquar/answer_space.txt --output_dir outputs/daquar_question_only
+
+Written to the output folder: `eval_predictions.jsonl`, the answer to every question with its score, by the model that
+was evaluated last (where weights are averaged, the averaged one); `test_predictions.json` as the server of VQA 2.0
+takes it; `test_predictions.jsonl`, the most probable answers.
+
+The score is the official one where all questions have ten answers, else the share of questions whose list holds the
+answer. Beside it, `eval_type_baseline_*` is the score of the most frequent answer to the training questions of the same
+type; the type of a question that names none is its first two words (`--question_type_words`).
+"""
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean as mean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+
+from arguments import parse_arguments
+from configuration_interbert import InterBERTConfig
+from files import write_json_lines
+from finetuning import Batch, TaskArguments, make_loader, predict, train_and_evaluate
+from model_loading import ModelArguments, load_model
+from modeling_interbert import InterBERTForVQA
+from processing import RegionDataset, load_region_dataset
+from processing.tasks import (
+    ExamplesWithRegions,
+    VQACollator,
+    VQAExample,
+    build_answer_vocabulary,
+    normalize_answer,
+    questions_of_dataset,
+    read_answer_vocabulary,
+    read_questions,
+    soft_scores,
+)
+from result_files import write_vqa_answers
+from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
+
+logger = get_logger(__name__)
+METRIC = Path(__file__).resolve().parent / "metrics" / "vqa_score"
+NUM_ANNOTATORS = 10
+NUM_KEPT_ANSWERS = 5  # most probable answers that predictions name
+
+
+@dataclass
+class VQAArguments:
+    """Which questions there are, about which images, and what may be answered."""
+
+    dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on; train+validation and train[:10%%] work, too."}
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    test_split: str = field(default="test", metadata={"help": "Split to predict for."})
+    validation_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluates on about this part of the images of the training split, which are not trained on, for "
+            "datasets without a validation split. Which images is decided by their ids alone."
+        },
+    )
+    question_column: str = field(
+        default="questions", metadata={"help": "Column of questions, where no files of questions are given."}
+    )
+    train_questions: list[str] | None = field(
+        default=None, metadata={"help": "Questions about images of the training split: files of VQA 2.0, JSONL, CSV."}
+    )
+    train_annotations: list[str] | None = field(
+        default=None, metadata={"help": "Their answers, a file of VQA 2.0 for each of `--train_questions`."}
+    )
+    validation_questions: list[str] | None = field(default=None, metadata={"help": "Questions to evaluate on."})
+    validation_annotations: list[str] | None = field(default=None, metadata={"help": "Their answers."})
+    test_questions: list[str] | None = field(default=None, metadata={"help": "Questions to predict answers for."})
+    answer_vocabulary: str | None = field(
+        default=None,
+        metadata={
+            "help": "Answers to choose from: JSON {answer: label} or list, or a line for each. By default those of the "
+            "checkpoint, else the frequent ones of the training questions."
+        },
+    )
+    min_answer_occurrences: int = field(
+        default=9, metadata={"help": "Number of training questions that an answer without a vocabulary file needs."}
+    )
+    answer_scoring: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the model learns of an answer that c of ten annotators gave: the official score "
+            "(leave_one_out), or min(c / 3, 1) (count). Or 1 for every answer that is listed. By default leave_one_out "
+            "where all questions have ten answers, else listed.",
+            "choices": ["leave_one_out", "count", "listed"],
+        },
+    )
+    max_seq_length: int = field(default=36, metadata={"help": "Questions are cut to this number of tokens."})
+    max_regions: int = field(default=100, metadata={"help": "Of each image, this many regions are used."})
+    mask_regions: bool = field(
+        default=False,
+        metadata={
+            "help": "Leaves out all regions, in training and evaluation: of every image remains position 0 alone, the "
+            "same for all, so that the question decides. The model is otherwise the same one."
+        },
+    )
+    question_type_words: int = field(
+        default=2, metadata={"help": "So many first words are the type of a question that names none."}
+    )
+
+    def __post_init__(self):
+        for name in ("min_answer_occurrences", "max_seq_length", "max_regions", "question_type_words"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"`--validation_fraction` must be at least 0 and below 1, got {self.validation_fraction}.")
+        if self.validation_fraction and self.validation_questions:
+            raise ValueError("Give either `--validation_fraction` or `--validation_questions`, not both.")
+        for split in ("train", "validation"):
+            questions, annotations = getattr(self, f"{split}_questions"), getattr(self, f"{split}_annotations")
+            if annotations is not None and len(annotations) != len(questions or []):
+                raise ValueError(
+                    f"`--{split}_annotations` must be one file for each of `--{split}_questions` "
+                    f"({len(questions or [])}), got {len(annotations)}."
+                )
+
+
+# ---------------------------------------------------------------- questions
+
+
+@dataclass
+class Questions:
+    """
+    Args:
+        examples: Questions.
+        regions: The regions of their images, and of others.
+        name: Where they are from.
+    """
+
+    examples: list[VQAExample]
+    regions: RegionDataset
+    name: str
+
+    def num_images(self) -> int:
+        return len({example.image_id for example in self.examples})
+
+    def check_answers(self):
+        """
+        Raises:
+            ValueError: a question has no answers.
+        """
+        without = [example.question_id for example in self.examples if not example.answers]
+        if without or not self.examples:
+            raise ValueError(
+                f"Training and evaluation need questions with answers, got {len(without):,} of "
+                f"{len(self.examples):,} questions without in {self.name}: {without[:5]}."
+            )
+
+
+def load_questions(
+    args: VQAArguments, split: str, questions: list[str] | None, annotations: list[str] | None = None
+) -> Questions:
+    """Questions of files, or of the column of a region dataset, and the regions."""
+    regions = load_region_dataset(args.dataset_name, split, name=args.dataset_config_name)
+    if questions is None:
+        name = f"column {args.question_column!r} of split {split!r}"
+        return Questions(questions_of_dataset(regions, args.question_column), regions, name)
+    paths = zip(questions, annotations or [None] * len(questions), strict=True)
+    examples = [example for pair in paths for example in read_questions(*pair)]
+    return Questions(examples, regions, ", ".join(questions))
+
+
+def split_by_image(questions: Questions, fraction: float) -> tuple[Questions, Questions]:
+    """
+    Divides questions such that all questions about an image stay together.
+
+    Returns:
+        The rest, and the questions about a `fraction` of the images: those whose ids have the lowest hashes, so that
+        no other image and no seed decides on which side an image is.
+    """
+    parts: tuple[list[VQAExample], list[VQAExample]] = [], []
+    for example in questions.examples:
+        hash_value = int.from_bytes(hashlib.sha256(example.image_id.encode()).digest()[:8], "big") / 2**64
+        parts[hash_value < fraction].append(example)
+    if not all(parts):
+        raise ValueError(
+            f"`--validation_fraction` {fraction} leaves no images on one side, got {questions.num_images():,} images."
+        )
+    rest, part = (replace(questions, examples=examples) for examples in parts)
+    return rest, part
+
+
+# ---------------------------------------------------------------- answers
+
+
+def choose_answers(args: VQAArguments, model_args: ModelArguments, train_questions: Questions | None) -> dict[str, int]:
+    """
+    Labels by answer: those of the vocabulary file, else of the checkpoint, else of the training questions.
+
+    Args:
+        train_questions: None where the model is not trained.
+    """
+    known = None
+    if model_args.model_name_or_path is not None:
+        config = InterBERTConfig.from_pretrained(model_args.model_name_or_path)
+        # A checkpoint that was converted from the authors' release has no names of its answers.
+        is_named = any(name != f"LABEL_{label}" for name, label in config.label2id.items())
+        if "InterBERTForVQA" in (config.architectures or []) and is_named:
+            known = dict(config.label2id)
+    if args.answer_vocabulary is not None:
+        answers = dict(read_answer_vocabulary(args.answer_vocabulary))
+        if known is not None and answers != known:
+            raise ValueError(
+                f"`--answer_vocabulary` must hold the answers of the checkpoint, {len(known):,}, got {len(answers):,} "
+                f"that are not the same: {sorted(answers.keys() ^ known.keys())[:5]}."
+            )
+        return answers
+    if known is not None:
+        return known
+    if train_questions is None:
+        raise ValueError(
+            "Expected `--answer_vocabulary`, or a `--model_name_or_path` that was trained to answer questions, got "
+            f"{model_args.model_name_or_path}."
+        )
+    return build_answer_vocabulary(train_questions.examples, args.min_answer_occurrences)
+
+
+def answerable(questions: Questions, collator: VQACollator) -> Questions:
+    """
+    The questions that the model can learn something of: a right answer is among those that it chooses from.
+
+    Raises:
+        ValueError: there are none.
+    """
+    examples = [
+        example
+        for example in questions.examples
+        if collator.labels.keys() & soft_scores(example.answers, collator.scoring)
+    ]
+    if not examples:
+        raise ValueError(
+            f"Expected training questions with one of the {len(collator.labels):,} answers that the model chooses "
+            f"from, such as {next(iter(collator.labels))!r}, got none in {questions.name}."
+        )
+    return replace(questions, examples=examples)
+
+
+def choose_scoring(examples: Sequence[VQAExample]) -> str:
+    """The official score where there are ten answers to every question."""
+    has_ten = all(len(example.answers or []) == NUM_ANNOTATORS for example in examples)
+    return "leave_one_out" if has_ten else "listed"
+
+
+@cache
+def load_metric() -> "EvaluationModule":
+    import evaluate  # takes seconds
+
+    return evaluate.load(str(METRIC), keep_in_memory=True)
+
+
+def measure_answers(answers: Sequence[str], examples: Sequence[VQAExample]) -> dict[str, float]:
+    """
+    Returns:
+        `vqa_score` and `vqa_score_*` for every type of answer where all questions have ten answers, else `accuracy`,
+        the share of questions whose list holds the answer.
+    """
+    if choose_scoring(examples) == "listed":
+        return {"accuracy": mean(score_answers(answers, examples))}
+    measured = load_metric().compute(
+        predictions=answers,
+        references=[example.answers for example in examples],
+        answer_types=[example.answer_type for example in examples],
+    )
+    by_type = {re.sub(r"\W+", "_", name): score for name, score in measured["by_answer_type"].items()}
+    return {"vqa_score": measured["vqa_score"]} | {f"vqa_score_{name}": score for name, score in by_type.items()}
+
+
+def score_answers(answers: Sequence[str], examples: Sequence[VQAExample]) -> list[float]:
+    """What each answer contributes to the mean."""
+    scoring = choose_scoring(examples)
+    return [
+        soft_scores(example.answers, scoring).get(normalize_answer(answer), 0.0)
+        for answer, example in zip(answers, examples, strict=True)
+    ]
+
+
+class TypeBaseline:
+    """
+    Answers by the type of the question alone, looking at neither its words nor the image.
+
+    Args:
+        examples: Questions with answers. The answer to a type is the one with the highest sum of scores on its
+            questions (the most frequent one, where every question has one answer); to a type that they lack, the one
+            with the highest sum on all.
+        num_words: So many first words are the type of a question that names none.
+    """
+
+    def __init__(self, examples: Sequence[VQAExample], num_words: int):
+        self.num_words = num_words
+        scoring = choose_scoring(examples)
+        scores_by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        scores_of_all: Counter[str] = Counter()
+        for example in examples:
+            scores = soft_scores(example.answers, scoring)
+            scores_by_type[self.type_of(example)].update(scores)
+            scores_of_all.update(scores)
+        self.answers = {question_type: self._best(scores) for question_type, scores in scores_by_type.items()}
+        self.answer_to_others = self._best(scores_of_all)
+
+    @staticmethod
+    def _best(scores: Counter[str]) -> str:
+        return min(scores, key=lambda answer: (-scores[answer], answer))
+
+    def type_of(self, example: VQAExample) -> str:
+        """What the question names, or its first words."""
+        if example.question_type is not None:
+            return example.question_type
+        return " ".join(example.question.lower().split()[: self.num_words])
+
+    def __call__(self, examples: Sequence[VQAExample]) -> list[str]:
+        return [self.answers.get(self.type_of(example), self.answer_to_others) for example in examples]
+
+
+# ---------------------------------------------------------------- batches and predictions
+
+
+@dataclass
+class QuestionCollator:
+    """
+    Args:
+        collator: Makes the inputs of the model.
+        mask_regions: Leaves out the regions. The model then sees position 0 of an image alone, with a mean of no
+            features, 0, and the box of the whole image; not even the number of regions is left.
+    """
+
+    collator: VQACollator
+    mask_regions: bool
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        inputs = self.collator(samples)
+        if self.mask_regions:
+            for name in ("region_features", "region_boxes", "region_attention_mask"):
+                inputs[name] = inputs[name][:, :0]
+        return inputs
+
+
+def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Scores of the answers that a model gives, `(batch,)`, from `(batch, num_labels)` both."""
+    return labels.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+def read_answers(inputs: dict[str, torch.Tensor], outputs) -> list[dict[str, Any]]:
+    """Of each question the labels of the most probable answers, their probabilities, and the loss if there is one."""
+    logits = outputs.logits.float()
+    probabilities, labels = logits.sigmoid().topk(min(NUM_KEPT_ANSWERS, logits.shape[1]))
+    rows = [
+        {"labels": best, "probabilities": values}
+        for best, values in zip(labels.tolist(), probabilities.tolist(), strict=True)
+    ]
+    if "labels" in inputs:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, inputs["labels"], reduction="none")
+        for row, loss in zip(rows, losses.sum(dim=1).tolist(), strict=True):
+            row["loss"] = loss
+    return rows
+
+
+def describe_questions(
+    examples: Sequence[VQAExample], columns: Mapping[str, Sequence[Any]]
+) -> Iterator[dict[str, Any]]:
+    """Questions with what is known of each of them."""
+    for number, example in enumerate(examples):
+        question = {"question_id": example.question_id, "image_id": example.image_id, "question": example.question}
+        yield question | {name: values[number] for name, values in columns.items()}
+
+
+def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Questions]:
+    """The questions to train on, to evaluate on and to predict answers for, as far as that is to be done."""
+    splits = {}
+    if task_args.do_train or task_args.do_eval:
+        try:
+            train = load_questions(args, args.train_split, args.train_questions, args.train_annotations)
+            train.check_answers()
+            splits["train"] = train
+        except ValueError as error:
+            if task_args.do_train or args.validation_fraction:
+                raise
+            logger.warning(
+                f"There is nothing to learn the most frequent answers from, so they are not evaluated: {error}"
+            )
+    if args.validation_fraction and "train" in splits:
+        splits["train"], splits["validation"] = split_by_image(splits["train"], args.validation_fraction)
+    elif task_args.do_eval:
+        splits["validation"] = load_questions(
+            args, args.validation_split, args.validation_questions, args.validation_annotations
+        )
+        splits["validation"].check_answers()
+    if task_args.do_predict:
+        splits["test"] = load_questions(args, args.test_split, args.test_questions)
+    return splits
+
+
+def main():
+    arguments = parse_arguments(
+        (TaskArguments, ModelArguments, VQAArguments, TrainingArguments, OutputArguments),
+        description="Finetune and evaluate InterBERT for visual question answering.",
+    )
+    task_args, model_args, args, training_args, output_args = arguments
+    if task_args.do_train:
+        output_args.check_output_dir()
+    set_up_logging()
+    accelerator = make_accelerator(training_args, output_args)
+    set_seed(training_args.seed)
+    output_dir = Path(output_args.output_dir)
+
+    with accelerator.main_process_first():  # so that one process prepares the datasets, and the others read them
+        splits = load_splits(task_args, args)
+    label2id = choose_answers(args, model_args, splits["train"] if task_args.do_train else None)
+    id2label = {label: answer for answer, label in label2id.items()}
+    model, processor = load_model(
+        InterBERTForVQA,
+        model_args,
+        [questions.regions for questions in splits.values()],
+        task_values={"label2id": label2id, "id2label": id2label},
+        must_be_trained=not task_args.do_train,
+    )
+
+    def make_collator(examples: Sequence[VQAExample]) -> QuestionCollator:
+        scoring = args.answer_scoring or choose_scoring(examples)
+        return QuestionCollator(
+            VQACollator(processor, label2id, scoring, args.max_seq_length, args.max_regions), args.mask_regions
+        )
+
+    loader = None
+    if task_args.do_train:
+        collator = make_collator(splits["train"].examples)
+        questions = answerable(splits["train"], collator.collator)
+        dataset = ExamplesWithRegions(questions.examples, questions.regions)
+        loader = make_loader(accelerator, dataset, Batch(collator, "question_id"), dataset.lengths(), training_args)
+        num_left_out = len(splits["train"].examples) - len(dataset)
+        accelerator.print(
+            f"{model.num_parameters():,} parameters; {len(dataset):,} questions about {questions.num_images():,} "
+            f"images to train on, {len(label2id):,} answers to choose from; {accelerator.num_processes} process(es).\n"
+            f"Left out for lack of a right answer among these: {num_left_out:,} questions."
+        )
+    if task_args.do_eval:
+        validation = splits["validation"]
+        accelerator.print(
+            f"{len(validation.examples):,} questions about {validation.num_images():,} images to evaluate on."
+        )
+    baseline_results, baseline_columns = {}, {}
+    if task_args.do_eval and "train" in splits:
+        examples = splits["validation"].examples
+        answers = TypeBaseline(splits["train"].examples, args.question_type_words)(examples)
+        overall = list(measure_answers(answers, examples).items())[:1]
+        baseline_results = {f"type_baseline_{name}": value for name, value in overall}
+        baseline_columns = {"type_baseline": answers, "type_baseline_score": score_answers(answers, examples)}
+
+    def compute_losses(model, inputs):
+        outputs = model(**inputs)
+        scores = right_answers(outputs.logits.detach(), inputs["labels"])
+        return outputs.loss, {"score": (scores.sum(), len(scores))}
+
+    def predict_answers(model, questions: Questions) -> list[dict[str, Any]]:
+        dataset = ExamplesWithRegions(questions.examples, questions.regions)
+        collator = make_collator(questions.examples)
+        rows = predict(accelerator, model, dataset, collator, dataset.lengths(), read_answers, training_args)
+        return [row | {"answers": [id2label[label] for label in row.pop("labels")]} for row in rows]
+
+    def measure(model):
+        examples = splits["validation"].examples
+        rows = predict_answers(model, splits["validation"])
+        answers = [row["answers"][0] for row in rows]
+        results = {"loss": mean(row["loss"] for row in rows)} | measure_answers(answers, examples) | baseline_results
+        columns = {"answer": answers, "score": score_answers(answers, examples)} | baseline_columns
+        if accelerator.is_main_process:
+            write_json_lines(output_dir / "eval_predictions.jsonl", describe_questions(examples, columns))
+        return {f"eval_{name}": value for name, value in results.items()}
+
+    model = train_and_evaluate(
+        accelerator,
+        model,
+        processor,
+        loader,
+        compute_losses,
+        measure,
+        "AutoModelForVisualQuestionAnswering",
+        args.dataset_name,
+        task_args,
+        model_args,
+        training_args,
+        output_args,
+        args,
+    )
+    if task_args.do_predict:
+        examples = splits["test"].examples
+        rows = predict_answers(model, splits["test"])
+        if accelerator.is_main_process:
+            columns = {name: [row[name] for row in rows] for name in ("answers", "probabilities")}
+            write_json_lines(output_dir / "test_predictions.jsonl", describe_questions(examples, columns))
+            question_ids = [example.question_id for example in examples]
+            if all(isinstance(question_id, int) for question_id in question_ids):
+                write_vqa_answers(
+                    output_dir / "test_predictions.json", question_ids, [row["answers"][0] for row in rows]
+                )
+            print(f"The answers to {len(examples):,} questions are in {output_dir}.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
