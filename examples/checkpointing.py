@@ -28,6 +28,9 @@ class CheckpointFolder:
         self.path = path
         self.total_limit = total_limit
 
+    def folder(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step}"
+
     def checkpoints(self) -> list[Path]:
         """All, the newest first."""
         complete = [path for path in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
@@ -44,7 +47,7 @@ class CheckpointFolder:
             write: Called in every process with the folder to write to.
             keep: An older checkpoint that is not to be removed yet.
         """
-        folder = self.path / f"checkpoint-{step}"
+        folder = self.folder(step)
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         if accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)

@@ -27,19 +27,27 @@ out, if its folder has no dev.tsv:
 What stands behind `--` are arguments of run_glue.py, which all runs get. A comparison that was stopped goes on when the
 same command is given again; after each run it writes what is there: `comparison.json`, `comparison.md` and
 `comparison.png`. The table has means and standard deviations (of a sample, n - 1) over the seeds, in percent, of the
-last epoch; where weights are averaged, with a row for these.
+last epoch: of the averaged weights, where there are such, with a row for the others.
 """
 
 import argparse
-import re
-import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from comparison import draw_bars, print_comparison, run_once, write_comparison
+from comparison import (
+    add_keep_models_argument,
+    add_models_argument,
+    add_run_arguments,
+    check_names,
+    draw_bars,
+    folder_name,
+    format_scores,
+    named_arguments,
+    print_comparison,
+    remove_weights,
+    run_once,
+    write_comparison,
+)
 from processing.tasks import GLUE_TASKS
 
 # Task -> its metrics in the results, and how they are called.
@@ -53,28 +61,9 @@ METRICS = {
 Results = Mapping[str, Mapping[str, Mapping[int, Mapping[str, float]]]]
 
 
-def named_arguments(text: str) -> tuple[str, list[str]]:
-    """A name and arguments, from `NAME=ARGUMENTS`."""
-    name, separator, arguments = text.partition("=")
-    if not name or not separator:
-        raise argparse.ArgumentTypeError(f"expected NAME=ARGUMENTS, got {text!r}")
-    return name, shlex.split(arguments)
-
-
-def folder_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Finetune several models on GLUE and compare them.")
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        type=named_arguments,
-        required=True,
-        metavar="NAME=ARGUMENTS",
-        help="What is compared: names, and the arguments of run_glue.py for each.",
-    )
+    add_models_argument(parser, "run_glue.py")
     parser.add_argument("--tasks", nargs="+", default=list(GLUE_TASKS), choices=list(GLUE_TASKS), help="Tasks of GLUE.")
     parser.add_argument(
         "--task_arguments",
@@ -84,16 +73,10 @@ def parse_args() -> argparse.Namespace:
         metavar="TASK=ARGUMENTS",
         help="Further arguments of run_glue.py for all runs of a task.",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="Each model is trained with each.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the runs and the comparison.")
-    parser.add_argument(
-        "--keep_models", action="store_true", help="Keeps the weights of the finetuned models, which go otherwise."
-    )
-    parser.add_argument("arguments", nargs="*", help="Behind --: arguments of run_glue.py for all runs.")
+    add_keep_models_argument(parser)
+    add_run_arguments(parser, "run_glue.py")
     args = parser.parse_args()
-    names = [folder_name(name) for name, _ in args.models]
-    if len(set(names)) < len(names):
-        parser.error(f"--models: expected names that make different folders, got {', '.join(names)}")
+    check_names(parser, "--models", [name for name, _ in args.models])
     unknown = {task for task, _ in args.task_arguments} - set(GLUE_TASKS)
     if unknown:
         parser.error(f"--task_arguments: expected tasks of {', '.join(GLUE_TASKS)}, got {', '.join(sorted(unknown))}")
@@ -108,14 +91,13 @@ def finetune(args: argparse.Namespace, model: tuple[str, list[str]], task: str, 
     arguments = ["--do_train", "--do_eval", "--task_name", task, *args.arguments, *of_task, *own_arguments]
     result = run_once("run_glue.py", [*arguments, "--seed", str(seed)], folder)
     if not args.keep_models:
-        for path in folder.rglob("model.safetensors"):
-            path.unlink()
+        remove_weights(folder)
     return result
 
 
-def scores(results: Results, averaged: bool = False) -> dict[str, dict[str, list[float]]]:
+def scores(results: Results, raw: bool = False) -> dict[str, dict[str, list[float]]]:
     """By column of the table and by model, the scores of all seeds in percent."""
-    prefix = "eval_averaged_" if averaged else "eval_"
+    prefix = "eval_raw_" if raw else "eval_"
     tasks = list(dict.fromkeys(task for runs in results.values() for task in runs))
     return {
         f"{GLUE_TASKS[task].title} {title}": {
@@ -130,7 +112,7 @@ def scores(results: Results, averaged: bool = False) -> dict[str, dict[str, list
 def majority_accuracies(results: Results) -> dict[str, str]:
     """By column, of accuracies only, that of the most frequent class."""
     return {
-        f"{GLUE_TASKS[task].title} accuracy": f"{100 * run['eval_majority_accuracy']:.1f}"
+        f"{GLUE_TASKS[task].title} accuracy": f"{100 * run['majority_accuracy']:.1f}"
         for runs in results.values()
         for task, seeds in runs.items()
         for run in seeds.values()
@@ -138,20 +120,13 @@ def majority_accuracies(results: Results) -> dict[str, str]:
     }
 
 
-def format_scores(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    if len(values) > 1:
-        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
-    return f"{values[0]:.1f}" if values else "-"
-
-
 def summarize(results: Results) -> list[dict[str, str]]:
-    """A row for each model, one for its averaged weights, and first one for the most frequent class."""
-    columns, averaged = scores(results), scores(results, averaged=True)
+    """A row for the most frequent class, for each model, and for its raw weights if others are averaged."""
+    columns, raw = scores(results), scores(results, raw=True)
     majority = majority_accuracies(results)
     rows = [{"model": "most frequent class"} | {column: majority.get(column, "-") for column in columns}]
     for model in results:
-        for name, table in ((model, columns), (f"{model}, averaged", averaged)):
+        for name, table in ((model, columns), (f"{model}, raw weights", raw)):
             cells = {column: format_scores(by_model[model]) for column, by_model in table.items()}
             if set(cells.values()) != {"-"}:
                 rows.append({"model": name} | cells)

@@ -13,6 +13,14 @@ Two tiny runs on generated scenes, on a CPU:
 vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_layers=1,pooler_size=64 \\
         --retrieval_eval_size 20
 
+With and without the weights of a BERT, otherwise alike:
+
+    python examples/compare_pretraining.py --output_dir outputs/initialization --seeds 1 2 \\
+        --base_recipe examples/recipes/flickr8k/pretrain.yaml --recipes examples/recipes/flickr8k/two_stage.yaml \\
+        --models "BERT=--bert_name_or_path MINILM" \\
+            "scratch=--tokenizer_name MINILM --config_name outputs/initialization/two_stage-BERT-seed1" \\
+        -- --dataset_name FOLDER
+
 What stands behind `--` are arguments of run_pretrain.py, which all runs get. A comparison that was stopped goes on when
 the same command is given again. It writes `comparison.json`, `comparison.md` and `comparison.png`.
 """
@@ -22,7 +30,16 @@ from pathlib import Path
 
 import numpy as np
 
-from comparison import draw_bars, print_comparison, run_once, write_comparison
+from comparison import (
+    add_models_argument,
+    add_run_arguments,
+    check_names,
+    draw_bars,
+    folder_name,
+    print_comparison,
+    run_once,
+    write_comparison,
+)
 
 RECALLS = [f"eval_{direction}_recall_at_{k}" for direction in ("image", "text") for k in (1, 5, 10)]
 
@@ -33,21 +50,21 @@ def parse_args() -> argparse.Namespace:
         "--recipes", nargs="+", type=Path, required=True, help="One YAML file for each way to pretrain."
     )
     parser.add_argument("--base_recipe", type=Path, help="YAML file of what all of them share.")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], help="Each recipe is run with each of them.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the runs and the comparison.")
-    parser.add_argument("arguments", nargs="*", help="Behind --: arguments of run_pretrain.py for all runs.")
+    add_models_argument(parser, "run_pretrain.py", required=False)
+    add_run_arguments(parser, "run_pretrain.py", seeds=(1, 2))
     args = parser.parse_args()
-    names = [path.stem for path in args.recipes]
-    if len(set(names)) < len(names):
-        parser.error(f"--recipes: expected files of different names, got {', '.join(names)}")
+    check_names(parser, "--recipes", [path.stem for path in args.recipes])
+    check_names(parser, "--models", [name for name, _ in args.models])
     return args
 
 
-def pretrain(args: argparse.Namespace, recipe: Path, seed: int) -> dict[str, float]:
+def pretrain(
+    args: argparse.Namespace, recipe: Path, name: str, own_arguments: list[str], seed: int
+) -> dict[str, float]:
     """Pretrains unless that has been done, and returns what was measured after the last epoch."""
     recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
-    arguments = ["--recipe", *recipes, *args.arguments, "--seed", str(seed)]
-    return run_once("run_pretrain.py", arguments, args.output_dir / f"{recipe.stem}-seed{seed}")
+    arguments = ["--recipe", *recipes, *args.arguments, *own_arguments, "--seed", str(seed)]
+    return run_once("run_pretrain.py", arguments, args.output_dir / f"{folder_name(name)}-seed{seed}")
 
 
 def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str]]:
@@ -67,10 +84,15 @@ def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str,
 
 def main():
     args = parse_args()
-    results: dict[str, dict[int, dict[str, float]]] = {recipe.stem: {} for recipe in args.recipes}
+    compared = {
+        f"{recipe.stem}-{model}" if model else recipe.stem: (recipe, own_arguments)
+        for recipe in args.recipes
+        for model, own_arguments in args.models or [("", [])]
+    }
+    results: dict[str, dict[int, dict[str, float]]] = {name: {} for name in compared}
     for seed in args.seeds:
-        for recipe in args.recipes:
-            results[recipe.stem][seed] = pretrain(args, recipe, seed)
+        for name, (recipe, own_arguments) in compared.items():
+            results[name][seed] = pretrain(args, recipe, name, own_arguments, seed)
     rows = summarize(results)
     write_comparison(args.output_dir, results, rows)
     if len(rows[0]) > 1:

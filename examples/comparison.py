@@ -1,10 +1,14 @@
-"""What the comparisons of trained models share: runs that are not repeated, a table, a plot."""
+"""What the comparisons of trained models share: their arguments, runs that are not repeated, a table, a plot."""
 
+import argparse
 import json
+import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,55 @@ from files import write_json, write_text
 from training import format_table
 
 EXAMPLES = Path(__file__).resolve().parent
+
+# ---------------------------------------------------------------- arguments
+
+
+def named_arguments(text: str) -> tuple[str, list[str]]:
+    """A name and arguments, from `NAME=ARGUMENTS`."""
+    name, separator, arguments = text.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=ARGUMENTS, got {text!r}")
+    return name, shlex.split(arguments)
+
+
+def add_models_argument(parser: argparse.ArgumentParser, script: str, required: bool = True):
+    """Adds `--models`, names and arguments of what is compared."""
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        type=named_arguments,
+        required=required,
+        default=[],
+        metavar="NAME=ARGUMENTS",
+        help=f"What is compared: names, and the arguments of {script} for each.",
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, script: str, seeds: Sequence[int] = (1, 2, 3)):
+    """Adds where the runs are, with which seeds, and what they share."""
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="Every run is made with each.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the runs and the comparison.")
+    parser.add_argument("arguments", nargs="*", help=f"Behind --: arguments of {script} for all runs.")
+
+
+def add_keep_models_argument(parser: argparse.ArgumentParser):
+    parser.add_argument(
+        "--keep_models", action="store_true", help="Keeps the weights of the finetuned models, which go otherwise."
+    )
+
+
+def folder_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def check_names(parser: argparse.ArgumentParser, option: str, names: Sequence[str]):
+    """Ends the program where two runs would have one folder."""
+    if len({folder_name(name) for name in names}) < len(names):
+        parser.error(f"{option}: expected names that make different folders, got {', '.join(names)}")
+
+
+# ---------------------------------------------------------------- runs
 
 
 def run_once(script: str, arguments: Sequence[str], folder: Path) -> dict[str, float]:
@@ -33,18 +86,35 @@ def run_once(script: str, arguments: Sequence[str], folder: Path) -> dict[str, f
         ValueError: the folder holds a model that was trained with other arguments.
     """
     record = folder / "arguments.json"
-    if not (folder / "config.json").exists():
-        command = [str(EXAMPLES / script), *arguments]
-        command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-        print(f"\n$ python {shlex.join(command)}\n", flush=True)
-        subprocess.run([sys.executable, *command], check=True)
-        write_json(record, list(arguments))
-    elif record.exists() and (trained_with := json.loads(record.read_text(encoding="utf-8"))) != list(arguments):
+    if record.exists() and (trained_with := json.loads(record.read_text(encoding="utf-8"))) != list(arguments):
         raise ValueError(
             f"{folder} must be a run with the arguments {shlex.join(arguments)}, got one with "
             f"{shlex.join(trained_with)}: remove it, or choose another `--output_dir`."
         )
+    if not (folder / "config.json").exists():
+        write_json(record, list(arguments))
+        command = [str(EXAMPLES / script), *arguments]
+        command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+        print(f"\n$ python {shlex.join(command)}\n", flush=True)
+        subprocess.run([sys.executable, *command], check=True)
     return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))[-1]
+
+
+def remove_weights(folder: Path):
+    """Removes the weights of a finished run and its checkpoints; what was measured stays."""
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+# ---------------------------------------------------------------- results
+
+
+def format_scores(values: Sequence[float]) -> str:
+    """Mean and standard deviation (of a sample, n - 1)."""
+    if len(values) > 1:
+        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    return f"{values[0]:.1f}" if values else "-"
 
 
 def write_comparison(folder: Path, results: Any, rows: Sequence[Mapping[str, str]]):
@@ -60,6 +130,21 @@ def print_comparison(folder: Path, rows: Sequence[Mapping[str, str]]):
     print(f"\n{format_table(rows)}\n\nAlso in {folder}: {', '.join(names)}")
 
 
+@contextmanager
+def open_panels(titles: Sequence[str], path: Path) -> Iterator[list[Any]]:
+    """Axes side by side, one for each title; what is drawn on them becomes an image file."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (axes,) = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.6), layout="constrained", squeeze=False)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    yield list(axes)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def draw_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path):
     """
     Draws a bar for the mean and a dot for each value.
@@ -68,17 +153,31 @@ def draw_bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path):
         panels: By title, values by what is compared. All panels have the same names, in the same order.
         path: Image file.
     """
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    with open_panels(list(panels), path) as axes:
+        for axis, groups in zip(axes, panels.values(), strict=True):
+            for position, values in enumerate(groups.values()):
+                if values:
+                    axis.bar(position, np.mean(values), width=0.6, color="#8da0cb")
+                axis.scatter([position] * len(values), values, color="#333333", s=14, zorder=2)
+            axis.set_xticks(range(len(groups)), [re.sub("[_ ]", "\n", name) for name in groups], fontsize=8)
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False)
-    for axis, (title, groups) in zip(axes[0], panels.items(), strict=True):
-        for position, values in enumerate(groups.values()):
-            if values:
-                axis.bar(position, np.mean(values), width=0.6, color="#8da0cb")
-            axis.scatter([position] * len(values), values, color="#333333", s=14, zorder=2)
-        axis.set_xticks(range(len(groups)), [name.replace("_", "\n") for name in groups], fontsize=8)
-        axis.set_title(title, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+def draw_lines(panels: Mapping[str, Mapping[str, Mapping[float, Sequence[float]]]], path: Path, label: str):
+    """
+    Draws a line through the means and a dot for each value.
+
+    Args:
+        panels: By title, by what is compared, values by position.
+        path: Image file.
+        label: What the positions are.
+    """
+    with open_panels(list(panels), path) as axes:
+        for axis, lines in zip(axes, panels.values(), strict=True):
+            for name, values_at in lines.items():
+                positions = [position for position, values in values_at.items() if values]
+                (line,) = axis.plot(positions, [np.mean(values_at[position]) for position in positions], label=name)
+                for position in positions:
+                    values = values_at[position]
+                    axis.scatter([position] * len(values), values, color=line.get_color(), s=14)
+            axis.set_xlabel(label, fontsize=9)
+        axes[0].legend(fontsize=8)

@@ -1,9 +1,10 @@
 """What the finetuning scripts share: train, evaluate, predict."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ from processing import ShuffledBatchSampler
 from publishing import publish
 from training import OutputArguments, TrainingArguments, TrainingRun, flat_config, format_table
 
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
+
+METRICS = Path(__file__).resolve().parent / "metrics"
+
 
 @dataclass
 class TaskArguments:
@@ -33,8 +39,16 @@ class TaskArguments:
         metadata={"help": "Evaluates on the validation split: after every epoch, or the given model without training."},
     )
     do_predict: bool = field(default=False, metadata={"help": "Writes predictions for the test split."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "For trying out: trains on the first samples only (of retrieval: images)."}
+    )
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluates on the first samples only."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "Predicts for the first samples only."})
 
     def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if not (self.do_train or self.do_eval or self.do_predict):
             raise ValueError("Nothing to do: give `--do_train`, `--do_eval` or `--do_predict`.")
 
@@ -60,7 +74,8 @@ def train_and_evaluate(
     Args:
         loader: Batches to train on; may be None without `--do_train`.
         compute_losses: As [`TrainingRun`] takes it.
-        evaluate: From a model on the device to what is measured of it, as `eval_*`.
+        evaluate: From a model on the device to what is measured of it, as `eval_*`, and what it is to be compared with
+            under other names.
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it is trained on, for the card.
         other_arguments: Further dataclasses of arguments, for the recipe, the trackers and the card.
@@ -70,11 +85,7 @@ def train_and_evaluate(
     """
 
     def end_epoch(epoch: int, model: PreTrainedModel, is_last: bool) -> dict[str, float]:
-        if not task_args.do_eval:
-            return {}
-        results = dict(evaluate(model))
-        accelerator.print("\n" + format_table([{"epoch": epoch + 1} | results]))
-        return results
+        return dict(evaluate(model)) if task_args.do_eval else {}
 
     output_dir = Path(output_args.output_dir)
     if not task_args.do_train:
@@ -111,18 +122,36 @@ class Batch:
     What the training loop takes: the inputs of the model, and which samples they are of.
 
     Args:
-        collator: Makes the inputs of samples that have an `example`.
-        id_name: Attribute of an example that identifies it.
+        collator: Makes the inputs.
+        identify: From a sample to what a report names it by, as JSON has it.
     """
 
     collator: Callable[[list], dict[str, torch.Tensor]]
-    id_name: str
+    identify: Callable[[Any], Any]
 
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "inputs": self.collator(samples),
-            "ids": [getattr(sample["example"], self.id_name) for sample in samples],
-        }
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        return {"inputs": self.collator(samples), "ids": [self.identify(sample) for sample in samples]}
+
+
+@cache
+def load_metric(name: str, config_name: str | None = None) -> "EvaluationModule":
+    """One of the modules in `metrics/`. To be called before a training, in which it would fail late."""
+    import evaluate  # takes seconds
+
+    return evaluate.load(str(METRICS / name), config_name, keep_in_memory=True)
+
+
+def check_held_out(train_ids: Iterable[Any], validation_ids: Iterable[Any], what: str):
+    """
+    Raises:
+        ValueError: something is evaluated on that was trained on.
+    """
+    shared = sorted(set(train_ids) & set(validation_ids))
+    if shared:
+        raise ValueError(
+            f"Evaluation needs {what} that are not trained on, got {len(shared):,} that are: {shared[:5]}. Choose "
+            "other splits, or leave out `--do_eval`."
+        )
 
 
 def make_loader(

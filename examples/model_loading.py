@@ -17,6 +17,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "InterBERT checkpoint to go on from, with its processor."}
     )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of `--model_name_or_path` on the Hub."}
+    )
     bert_name_or_path: str | None = field(
         default=None, metadata={"help": "BERT checkpoint to start from, with its tokenizer."}
     )
@@ -67,6 +70,7 @@ def load_model(
     task_values: Mapping[str, Any] | None = None,
     new_values: Mapping[str, Any] | None = None,
     must_be_trained: bool = False,
+    ignore_mismatched_sizes: bool = False,
 ) -> tuple[PreTrainedModel, InterBERTProcessor]:
     """
     The model and its processor.
@@ -76,6 +80,7 @@ def load_model(
         task_values: Values of the configuration that the task decides on, such as `label2id`.
         new_values: Values of a new configuration; a checkpoint has its own.
         must_be_trained: The model is used as it is: all of its weights must come from a checkpoint.
+        ignore_mismatched_sizes: Weights of other shapes than those of the checkpoint are new.
 
     Raises:
         ValueError: model, tokenizer and datasets do not fit together, or weights are missing.
@@ -85,13 +90,19 @@ def load_model(
     if any(regions.region_feature_size != region_feature_size for regions in splits):
         raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
     if args.model_name_or_path is not None:
-        model, info = model_class.from_pretrained(args.model_name_or_path, output_loading_info=True, **values)
+        model, info = model_class.from_pretrained(
+            args.model_name_or_path,
+            revision=args.model_revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            **values,
+        )
         if must_be_trained and info["missing_keys"]:
             raise ValueError(
                 f"Without `--do_train`, `--model_name_or_path` must have all weights of {model_class.__name__}, got "
                 f"{args.model_name_or_path} without {', '.join(sorted(info['missing_keys']))}."
             )
-        processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
+        processor = InterBERTProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
         if region_feature_size not in (None, model.config.region_feature_size):
             raise ValueError(
                 f"The dataset's region features must be as wide as the model's, {model.config.region_feature_size}, "

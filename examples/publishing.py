@@ -55,7 +55,7 @@ def publish(
     output_args = run.output_args
     if not run.accelerator.is_main_process:
         return
-    model = run.trained_model()
+    model = run.accelerator.unwrap_model(run.model)
     TrainedCard(
         repo_id=run.repo_id or output_args.output_dir,
         auto_class=auto_class,
@@ -66,9 +66,10 @@ def publish(
         results=run.results,
         initialized_from=model_args.model_name_or_path or model_args.bert_name_or_path,
     ).render().save(run.output_dir / "README.md")
+    code = ", trust_remote_code=True" if hasattr(model.config, "auto_map") else ""
     print(
         f"\nThe model is in {output_args.output_dir}:\n\n    "
-        f'{auto_class}.from_pretrained("{output_args.output_dir}", trust_remote_code=True)\n'
+        f'{auto_class}.from_pretrained("{output_args.output_dir}"{code})\n'
     )
     if output_args.push_to_hub:
         commit = HfApi(token=output_args.hub_token).upload_folder(

@@ -37,7 +37,7 @@ def write_vqa_answers(path: Path, question_ids: Sequence[int], answers: Sequence
         ValueError: there are not as many answers as questions, an id is no integer or comes twice, or an answer is no
             text.
     """
-    _check_ids("question_ids", question_ids)
+    check_ids("question_ids", question_ids)
     if len(answers) != len(question_ids):
         raise ValueError(f"Expected an answer to each of {len(question_ids)} questions, got {len(answers)}.")
     rows = []
@@ -68,7 +68,7 @@ def write_vcr_probabilities(
     Raises:
         ValueError: a shape is another, an id comes twice, or probabilities are not within [0, 1].
     """
-    _check_ids("annot_ids", annot_ids)
+    check_ids("annot_ids", annot_ids)
     shape = (len(annot_ids), NUM_VCR_CHOICES)
     answers = _check_probabilities("answer_probabilities", answer_probabilities, shape)
     rationales = _check_probabilities("rationale_probabilities", rationale_probabilities, (*shape, NUM_VCR_CHOICES))
@@ -115,7 +115,7 @@ def write_retrieval_scores(
     Raises:
         ValueError: the shape of the scores is another, an image comes twice, or a caption is of none.
     """
-    _check_ids("image_ids", image_ids)
+    check_ids("image_ids", image_ids)
     if scores.shape != (len(captions), len(image_ids)):
         raise ValueError(
             f"`scores` must have the shape (captions, images), {(len(captions), len(image_ids))}, got {scores.shape}."
@@ -144,7 +144,11 @@ def write_retrieval_scores(
     write_json(folder / "retrieval_ids.json", {"captions": rows, "image_ids": list(image_ids)})
 
 
-def _check_ids(name: str, ids: Sequence[int | str]):
+def check_ids(name: str, ids: Sequence[int | str]):
+    """
+    Raises:
+        ValueError: an id comes more than once.
+    """
     if len(set(ids)) < len(ids):
         repeated = [value for value, count in Counter(ids).items() if count > 1]
         raise ValueError(f"`{name}` must hold every id once, got these more often: {repeated[:5]}.")

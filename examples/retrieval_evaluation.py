@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,12 @@ def score_captions_against_images(
     Args:
         model: A model with the match head `itm_head`, on the device.
         captions: N captions.
-        regions: Region records of M images, as the processor takes them.
+        regions: Region records of M images, as the processor takes them; read one after the other, and not kept.
         batch_size: Pairs that are scored at a time.
         max_length: Captions are cut to this number of tokens.
         max_regions: Of each image, this many regions are used.
-        cache_dir: Folder that keeps what is scored, until all is. Scoring that was stopped then goes on where it was;
-            another folder is begun for other captions, images or weights.
+        cache_dir: Folder that keeps what is scored. Scoring that was stopped then goes on where it was, unless
+            captions, images or weights are others. It is for the caller to remove.
 
     Returns:
         float32 array of shape `(N, M)`: the log-odds of a match, the same in every process. (Log-odds rather than
@@ -69,8 +68,8 @@ def score_captions_against_images(
 
     cache = None
     if cache_dir is not None:
-        image_ids = [str(record.get("image_id")) for record in regions]
-        cache = cache_dir / _fingerprint(model, [list(captions), image_ids, max_length, max_regions])
+        settings = [IMAGES_PER_BLOCK, accelerator.mixed_precision, max_length, max_regions, list(captions)]
+        cache = cache_dir / _fingerprint(settings, regions, model)
         cache.mkdir(parents=True, exist_ok=True)
     scores = torch.zeros(len(captions), len(regions), device=device)
     progress_bar = tqdm(
@@ -97,10 +96,7 @@ def score_captions_against_images(
                     np.save(file, scores[:, images].cpu().numpy())
                 unfinished.replace(path)
     progress_bar.close()
-    scores = accelerator.reduce(scores, reduction="sum").cpu().numpy()
-    if cache_dir is not None and accelerator.is_main_process:
-        shutil.rmtree(cache_dir)
-    return scores
+    return accelerator.reduce(scores, reduction="sum").cpu().numpy()
 
 
 def _score_block(
@@ -131,8 +127,14 @@ def _score_block(
     return scores
 
 
-def _fingerprint(model: PreTrainedModel, inputs: list) -> str:
-    digest = hashlib.sha256(json.dumps(inputs).encode())
+def _fingerprint(settings: list, regions: Sequence[Mapping[str, Any]], model: PreTrainedModel) -> str:
+    """Of everything that decides on the scores and on which image has which column."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for record in regions:
+        for name in ("features", "boxes", "width", "height"):
+            values = np.ascontiguousarray(record[name])
+            digest.update(f"{values.dtype}{values.shape}".encode())
+            digest.update(values.data)
     for parameter in model.state_dict().values():
         digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
@@ -157,22 +159,3 @@ def recall_of_captions(
         `image_recall_at_k`, `image_median_rank`, `text_recall_at_k`, `text_median_rank`.
     """
     return retrieval_recall(scores, np.asarray(image_of_caption)[:, None], ks)
-
-
-def recall_at_k(scores: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
-    """
-    Recall of both directions, for one caption per image.
-
-    Args:
-        scores: `(N, N)`: row i holds the scores of caption i, whose image is column i.
-        ks: How many of the highest scores count.
-
-    Returns:
-        `image_recall_at_k`: share of captions whose image is among the k highest-scored images, and
-        `text_recall_at_k`: the same for images and their captions. Ties count against the right one: a model that
-        scores all pairs alike has recall 0 for k < N, and so has one whose scores are not numbers.
-    """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
-        raise ValueError(f"`scores` must have shape (N, N), got {scores.shape}.")
-    results = recall_of_captions(scores, np.arange(len(scores)), ks)
-    return {name: value for name, value in results.items() if "recall" in name}

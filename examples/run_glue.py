@@ -25,7 +25,7 @@ The paper's single-stream variant is an InterBERT without layers in its streams,
 num_text_layers=0,num_vision_layers=0`. Texts are put in lower case by the tokenizer, if it is an uncased one, as the
 paper's.
 
-Beside the accuracy stands `eval_majority_accuracy`, that of always answering with the most frequent class; a constant
+Beside the accuracy stands `majority_accuracy`, that of always answering with the most frequent class; a constant
 answer has a Matthews correlation of 0. Written to the output folder: `eval_predictions.tsv`, by the model that was
 evaluated last (where weights are averaged, the averaged one), and CoLA.tsv, SST-2.tsv, STS-B.tsv or RTE.tsv as GLUE's
 server takes it.
@@ -34,7 +34,6 @@ server takes it.
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +50,7 @@ from transformers import (
 )
 
 from arguments import parse_arguments
-from finetuning import TaskArguments, make_loader, predict, train_and_evaluate
+from finetuning import Batch, TaskArguments, load_metric, make_loader, predict, train_and_evaluate
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForSequenceClassification
 from processing import InterBERTProcessor
@@ -69,7 +68,7 @@ from result_files import write_glue_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
 if TYPE_CHECKING:
-    from evaluate import EvaluationModule
+    pass
 
 EXAMPLES = Path(__file__).resolve().parent
 # By split, its files: those of GLUE and, of STS-B, those of the STS benchmark.
@@ -108,11 +107,10 @@ class GLUEArguments:
     validation_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Where there is no validation data, this share of the training data is held out for it, with all "
-            "sentences that it shares with others: the same share for every seed."
+            "help": "Evaluates on this share of the training data, which is held out with all sentences that it shares "
+            "with others, the same for every seed. By default on the validation data."
         },
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "For trying out: the first samples only."})
     architecture: str = field(
         default="interbert",
         metadata={
@@ -129,9 +127,8 @@ class GLUEArguments:
             raise ValueError("Give either `--data_dir` or `--dataset_name`.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"`--validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
-        for name in ("max_train_samples", "max_seq_length"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.max_seq_length < 1:
+            raise ValueError(f"`--max_seq_length` must be at least 1, got {self.max_seq_length}.")
 
     @property
     def task(self) -> GLUETask:
@@ -185,8 +182,8 @@ def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list
         ValueError: some of it is missing, or has no labels.
     """
     source = args.data_dir or args.dataset_name
-    validation, train = load_split(args, "validation"), None
-    is_held_out = validation is None and args.validation_fraction is not None
+    is_held_out = args.validation_fraction is not None
+    validation, train = None if is_held_out else load_split(args, "validation"), None
     if task_args.do_train or (task_args.do_eval and is_held_out):
         train = load_split(args, "train")
         if train is None:
@@ -196,7 +193,7 @@ def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list
             train, validation = split_glue(train, args.validation_fraction)
     splits = {}
     if task_args.do_train:
-        splits["train"] = train[: args.max_train_samples]
+        splits["train"] = train[: task_args.max_train_samples]
     if task_args.do_eval:
         if validation is None:
             raise ValueError(
@@ -204,9 +201,9 @@ def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list
                 "part of the training data for it."
             )
         _check_labels(validation, "validation data", source)
-        splits["validation"] = validation
+        splits["validation"] = validation[: task_args.max_eval_samples]
     if task_args.do_predict:
-        splits["test"] = load_split(args, "test")
+        splits["test"] = (load_split(args, "test") or [])[: task_args.max_predict_samples]
         if not splits["test"]:
             raise ValueError(f"{source} has nothing to predict for: {_missing(args, 'test')}.")
     return splits
@@ -230,21 +227,6 @@ def _check_labels(examples: Sequence[GLUEExample], what: str, source: str):
 def lengths_of(examples: Sequence[GLUEExample]) -> np.ndarray:
     """Lengths in characters, int64 `(examples,)`, by which batches are made up."""
     return np.array([len(example.sentence1) + len(example.sentence2 or "") for example in examples])
-
-
-@dataclass
-class Batch:
-    """
-    What the training loop takes: the inputs of the model, and which examples they are of.
-
-    Args:
-        collator: Makes the inputs.
-    """
-
-    collator: GLUECollator
-
-    def __call__(self, examples: list[GLUEExample]) -> dict[str, Any]:
-        return {"inputs": self.collator(examples), "ids": [asdict(example) for example in examples]}
 
 
 # ---------------------------------------------------------------- model
@@ -340,14 +322,6 @@ def answers_of(logits: torch.Tensor, task: GLUETask) -> list[int] | list[float]:
     return logits.squeeze(1).tolist() if task.label_names is None else logits.argmax(dim=1).tolist()
 
 
-@cache
-def load_metrics(task_name: str) -> "EvaluationModule":
-    """The module of the task's metrics."""
-    import evaluate  # takes seconds
-
-    return evaluate.load(str(EXAMPLES / "metrics" / "glue_metrics"), task_name, keep_in_memory=True)
-
-
 def measure(logits: torch.Tensor, labels: Sequence[int | float], task_name: str) -> dict[str, float]:
     """
     The loss, the task's metrics and, of classes, the accuracy of always answering with the most frequent one.
@@ -361,10 +335,10 @@ def measure(logits: torch.Tensor, labels: Sequence[int | float], task_name: str)
         loss = torch.nn.functional.mse_loss(logits.squeeze(1), torch.tensor(labels))
     else:
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels))
-    metrics = load_metrics(task_name).compute(predictions=answers_of(logits, task), references=labels)
+    metrics = load_metric("glue_metrics", task_name).compute(predictions=answers_of(logits, task), references=labels)
     results = {"eval_loss": loss.item()} | {f"eval_{name}": value for name, value in metrics.items()}
     if task.label_names is not None:
-        results["eval_majority_accuracy"] = np.bincount(labels).max().item() / len(labels)
+        results["majority_accuracy"] = np.bincount(labels).max().item() / len(labels)
     return results
 
 
@@ -399,7 +373,9 @@ def main():
     loader = None
     if "train" in splits:
         examples = splits["train"]
-        loader = make_loader(accelerator, examples, Batch(collator), lengths_of(examples), training_args)
+        loader = make_loader(accelerator, examples, Batch(collator, asdict), lengths_of(examples), training_args)
+    if "validation" in splits:
+        load_metric("glue_metrics", args.task_name)
     counts = [f"{len(examples):,} {split}" for split, examples in splits.items()]
     accelerator.print(
         f"{model.num_parameters():,} parameters; {args.task.title}: {', '.join(counts)} examples; "

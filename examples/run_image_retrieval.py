@@ -24,22 +24,26 @@ The paper's run on Flickr30K, from a pretrained checkpoint, and the same checkpo
 that was stopped goes on where it was.
 """
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
-from finetuning import TaskArguments, make_loader, train_and_evaluate
+from finetuning import Batch, TaskArguments, check_held_out, make_loader, train_and_evaluate
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForImageRetrieval
 from processing import CaptionedImages, InterBERTProcessor, RegionDataset, load_region_dataset
 from processing.tasks import RetrievalCollator, RetrievalExamples
-from result_files import write_retrieval_scores
+from result_files import check_ids, write_retrieval_scores
 from retrieval_evaluation import recall_of_captions, score_captions_against_images
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
@@ -81,18 +85,17 @@ class RetrievalArguments:
     )
     max_seq_length: int = field(default=30, metadata={"help": "Captions are cut to this number of tokens."})
     max_regions: int = field(default=100, metadata={"help": "Of each image, this many regions are used."})
-    eval_size: int | None = field(
-        default=None, metadata={"help": "Evaluates on the first images with captions alone. By default on all."}
-    )
     captions_per_image: int | None = field(
         default=None, metadata={"help": "Evaluates with the first captions of each image alone. By default with all."}
     )
     score_batch_size: int = field(default=256, metadata={"help": "Pairs that are scored at a time."})
 
     def __post_init__(self):
-        for name in ("num_negatives", "max_regions", "eval_size", "captions_per_image", "score_batch_size"):
+        for name in ("num_negatives", "max_seq_length", "max_regions", "captions_per_image", "score_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.negatives == "pairs" and self.hard_negative_share:
+            raise ValueError("`--hard_negative_share` is for `--negatives images`: of the pairs, one is a hard one.")
 
 
 @dataclass
@@ -101,58 +104,64 @@ class Queries:
     Captions and the images to be found by them.
 
     Args:
-        rows: Of the images, in the region dataset.
+        records: Region records of the images, read when they are asked for.
+        image_ids: Of the images.
         captions: Of all images, image by image.
         image_of_caption: int64 `(captions,)`, which of the images each caption is of.
+        num_left_out: Images that have no captions or no regions.
     """
 
-    rows: list[int]
+    records: Sequence[dict[str, Any]]
+    image_ids: list[str]
     captions: list[str]
     image_of_caption: np.ndarray
+    num_left_out: int
 
     @classmethod
-    def of(cls, regions: RegionDataset, args: RetrievalArguments) -> "Queries":
+    def of(cls, regions: RegionDataset, max_images: int | None, args: RetrievalArguments) -> "Queries":
         images = CaptionedImages(regions, args.caption_column)
-        rows = images.usable_images[: args.eval_size].tolist()
+        rows = images.usable_images[:max_images].tolist()
         captions = [images.captions(row)[: args.captions_per_image] for row in rows]
         counts = [len(own) for own in captions]
-        return cls(rows, [caption for own in captions for caption in own], np.repeat(np.arange(len(rows)), counts))
+        all_ids = list(regions.dataset["image_id"])
+        return cls(
+            Subset(regions, rows),
+            [all_ids[row] for row in rows],
+            [caption for own in captions for caption in own],
+            np.repeat(np.arange(len(rows)), counts),
+            images.num_skipped_images,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.captions):,} captions and {len(self.records):,} images (left out for lack of captions or "
+            f"regions: {self.num_left_out:,})"
+        )
 
 
-@dataclass
-class Batch:
-    """
-    What the training loop takes: the inputs of the model, and which captions and images they are of.
+def identify(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"captions": sample["captions"], "image_ids": [record["image_id"] for record in sample["records"]]}
 
-    Args:
-        collator: Makes the inputs.
-    """
 
-    collator: RetrievalCollator
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        ids = [
-            {"captions": sample["captions"], "image_ids": [record["image_id"] for record in sample["records"]]}
-            for sample in samples
-        ]
-        return {"inputs": self.collator(samples), "ids": ids}
+def is_chosen(log_odds: torch.Tensor) -> torch.Tensor:
+    """Whether the first of the pairs `(batch, pairs)` has a higher score than each of the others, `(batch,)`."""
+    return log_odds[:, 0] > log_odds[:, 1:].amax(dim=1)
 
 
 def score(
     accelerator: Accelerator,
     model: PreTrainedModel,
     processor: InterBERTProcessor,
-    regions: RegionDataset,
     queries: Queries,
     args: RetrievalArguments,
-    cache_dir: Path | None = None,
+    cache_dir: Path,
 ) -> np.ndarray:
     return score_captions_against_images(
         accelerator,
         model,
         processor,
         queries.captions,
-        [regions[row] for row in queries.rows],
+        queries.records,
         batch_size=args.score_batch_size,
         max_length=args.max_seq_length,
         max_regions=args.max_regions,
@@ -184,10 +193,15 @@ def main():
         validation_regions = load(args.validation_split) if task_args.do_eval else None
         test_regions = load(args.test_split) if task_args.do_predict else None
     splits = [regions for regions in (train_regions, validation_regions, test_regions) if regions is not None]
-    model, processor = load_model(InterBERTForImageRetrieval, model_args, splits)
+    model, processor = load_model(
+        InterBERTForImageRetrieval, model_args, splits, must_be_trained=not task_args.do_train
+    )
 
     loader = None
     if train_regions is not None:
+        if task_args.max_train_samples is not None:
+            first = range(min(task_args.max_train_samples, len(train_regions)))
+            train_regions = RegionDataset(train_regions.dataset.select(first))
         images = CaptionedImages(
             train_regions, args.caption_column, args.hard_negative_column, max_regions=args.max_regions
         )
@@ -195,25 +209,37 @@ def main():
             images, args.negatives, args.num_negatives, args.hard_negative_share, training_args.seed
         )
         collator = RetrievalCollator(processor, args.loss, args.max_seq_length, args.max_regions)
-        loader = make_loader(accelerator, examples, Batch(collator), examples.lengths(), training_args)
-        accelerator.print(f"{len(examples):,} captions to train on; {accelerator.num_processes} process(es).")
-    queries = Queries.of(validation_regions, args) if validation_regions is not None else None
-    if queries is not None:
-        accelerator.print(f"{len(queries.captions):,} captions and {len(queries.rows):,} images to evaluate on.")
+        loader = make_loader(accelerator, examples, Batch(collator, identify), examples.lengths(), training_args)
+        accelerator.print(
+            f"{len(examples):,} captions to train on (images left out for lack of captions or regions: "
+            f"{images.num_skipped_images:,}); {accelerator.num_processes} process(es)."
+        )
+    validation, test = None, None
+    if validation_regions is not None:
+        validation = Queries.of(validation_regions, task_args.max_eval_samples, args)
+        accelerator.print(f"{validation} to evaluate on.")
+    if test_regions is not None:
+        test = Queries.of(test_regions, task_args.max_predict_samples, args)
+        check_ids("image_ids", test.image_ids)
+        accelerator.print(f"{test} to score.")
+    if train_regions is not None and validation is not None:
+        check_held_out(train_regions.dataset["image_id"], validation.image_ids, "images")
+    cache_dir = Path(output_args.output_dir) / "scores.unfinished"
 
     def compute_losses(model, inputs):
         outputs = model(**inputs)
         if args.loss == "choice":
             log_odds = outputs.itm_logits[..., 0] - outputs.itm_logits[..., 1]
-            right, count = (log_odds.detach().argmax(dim=-1) == inputs["labels"]).sum(), len(inputs["labels"])
+            right, count = is_chosen(log_odds.detach()).sum(), len(inputs["labels"])
         else:
             right = (outputs.itm_logits.detach().argmax(dim=-1) == inputs["itm_labels"]).sum()
             count = len(inputs["itm_labels"])
         return outputs.loss, {"accuracy": (right, count)}
 
     def evaluate(model):
-        scores = score(accelerator, model, processor, validation_regions, queries, args)
-        return {f"eval_{name}": value for name, value in recall_of_captions(scores, queries.image_of_caption).items()}
+        scores = score(accelerator, model, processor, validation, args, cache_dir)
+        recalls = recall_of_captions(scores, validation.image_of_caption)
+        return {f"eval_{name}": value for name, value in recalls.items()}
 
     model = train_and_evaluate(
         accelerator,
@@ -230,14 +256,14 @@ def main():
         output_args,
         args,
     )
-    if test_regions is not None:
-        queries = Queries.of(test_regions, args)
-        folder = Path(output_args.output_dir)
-        scores = score(accelerator, model, processor, test_regions, queries, args, folder / "scores.unfinished")
+    if test is not None:
+        scores = score(accelerator, model, processor, test, args, cache_dir)
         if accelerator.is_main_process:
-            image_ids = [test_regions[row]["image_id"] for row in queries.rows]
-            write_retrieval_scores(folder, scores, queries.captions, queries.image_of_caption, image_ids)
-            print(f"The scores of {len(queries.captions):,} captions and {len(image_ids):,} images are in {folder}.")
+            folder = Path(output_args.output_dir)
+            write_retrieval_scores(folder, scores, test.captions, test.image_of_caption, test.image_ids)
+            print(f"The scores of {len(test.captions):,} captions and {len(test.records):,} images are in {folder}.")
+    if accelerator.is_main_process:
+        shutil.rmtree(cache_dir, ignore_errors=True)
     accelerator.end_training()
 
 

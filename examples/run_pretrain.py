@@ -27,6 +27,7 @@ was written when the same command is given again with `--resume_from_checkpoint 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -50,14 +51,13 @@ from processing import (
 )
 from processing.pretraining import PretrainingObjectives
 from publishing import publish
-from retrieval_evaluation import recall_at_k, score_captions_against_images
+from retrieval_evaluation import recall_of_captions, score_captions_against_images
 from training import (
     OutputArguments,
     Totals,
     TrainingArguments,
     TrainingRun,
     flat_config,
-    format_table,
     make_accelerator,
     means_of,
     set_up_logging,
@@ -487,8 +487,8 @@ def main():
                 max_length=data_args.max_seq_length,
                 max_regions=data_args.max_regions,
             )
-            results |= {f"eval_{name}": value for name, value in recall_at_k(scores).items()}
-        accelerator.print("\n" + format_table([{"epoch": epoch + 1} | results]))
+            recalls = recall_of_captions(scores, np.arange(len(retrieved)))
+            results |= {f"eval_{name}": value for name, value in recalls.items()}
         return results
 
     run = TrainingRun(

@@ -40,10 +40,9 @@ the rationales for each of the four answers, and of both tasks together `test_pr
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,18 +51,21 @@ from transformers import PreTrainedModel
 
 from arguments import parse_arguments
 from files import write_json_lines
-from finetuning import Batch, TaskArguments, make_loader, predict, train_and_evaluate
+from finetuning import (
+    Batch,
+    TaskArguments,
+    check_held_out,
+    load_metric,
+    make_loader,
+    predict,
+    train_and_evaluate,
+)
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForMultipleChoice
 from processing import load_region_dataset
 from processing.tasks import VCRCollator, VCRDataset, VCRExample, read_vcr
 from result_files import NUM_VCR_CHOICES, write_vcr_probabilities
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
-
-if TYPE_CHECKING:
-    from evaluate import EvaluationModule
-
-METRIC = Path(__file__).resolve().parent / "metrics" / "vcr_accuracy"
 
 
 @dataclass
@@ -138,9 +140,9 @@ class VCRArguments:
 # ---------------------------------------------------------------- annotations
 
 
-def load_annotations(args: VCRArguments, split: str) -> VCRDataset:
+def load_annotations(args: VCRArguments, split: str, max_samples: int | None) -> VCRDataset:
     """
-    The annotations of "train", "validation" or "test" with the regions of their images.
+    The (first) annotations of "train", "validation" or "test" with the regions of their images.
 
     Raises:
         ValueError: no file is given.
@@ -153,7 +155,7 @@ def load_annotations(args: VCRArguments, split: str) -> VCRDataset:
     annotated = None
     if args.annotated_dataset_name is not None:
         annotated = load_region_dataset(args.annotated_dataset_name, name)
-    return VCRDataset(read_vcr(path, args.image_id), regions, args.metadata_folder, annotated)
+    return VCRDataset(read_vcr(path, args.image_id)[:max_samples], regions, args.metadata_folder, annotated)
 
 
 def label_of(example: VCRExample, task: str) -> int | None:
@@ -189,6 +191,10 @@ def read_choices(inputs: dict[str, torch.Tensor], outputs) -> list[dict[str, Any
     return rows
 
 
+def identify(sample: dict[str, Any]) -> str:
+    return sample["example"].annot_id
+
+
 def choice_of(probabilities: Sequence[float]) -> int:
     return int(np.argmax(probabilities))
 
@@ -211,13 +217,6 @@ def read_answer_predictions(path: str, examples: Sequence[VCRExample]) -> list[i
     return [choices[example.annot_id] for example in examples]
 
 
-@cache
-def load_metric() -> "EvaluationModule":
-    import evaluate  # takes seconds
-
-    return evaluate.load(str(METRIC), keep_in_memory=True)
-
-
 def measure_choices(choices: Mapping[str, Sequence[int]], examples: Sequence[VCRExample]) -> dict[str, float]:
     """
     Args:
@@ -227,7 +226,7 @@ def measure_choices(choices: Mapping[str, Sequence[int]], examples: Sequence[VCR
         `answer_accuracy`, `rationale_accuracy`; of both tasks also `answer_and_rationale_accuracy`.
     """
     if len(choices) == 2:
-        return load_metric().compute(
+        return load_metric("vcr_accuracy").compute(
             predictions=[dict(zip(choices, chosen, strict=True)) for chosen in zip(*choices.values(), strict=True)],
             references=[{task: label_of(example, task) for task in choices} for example in examples],
         )
@@ -251,12 +250,24 @@ def main():
     set_seed(training_args.seed)
     output_dir = Path(output_args.output_dir)
 
-    asked_for = {"train": task_args.do_train, "validation": task_args.do_eval, "test": task_args.do_predict}
-    with accelerator.main_process_first():  # so that one process prepares the datasets, and the others read them
-        datasets = {split: load_annotations(args, split) for split in asked_for if asked_for[split]}
+    asked_for = {
+        "train": (task_args.do_train, task_args.max_train_samples),
+        "validation": (task_args.do_eval, task_args.max_eval_samples),
+        "test": (task_args.do_predict, task_args.max_predict_samples),
+    }
+    with accelerator.local_main_process_first():  # so that one process prepares the datasets, and the others read them
+        datasets = {
+            split: load_annotations(args, split, max_samples)
+            for split, (is_asked_for, max_samples) in asked_for.items()
+            if is_asked_for
+        }
     for split, dataset in datasets.items():
         if split != "test":
             check_labels(dataset.examples, args.tasks, getattr(args, f"{split}_annotations"))
+
+    if "train" in datasets and "validation" in datasets:
+        annot_ids = [[example.annot_id for example in datasets[split].examples] for split in ("train", "validation")]
+        check_held_out(*annot_ids, "annotations")
 
     regions = [dataset.region_dataset for dataset in datasets.values()]
     model, processor = load_model(
@@ -276,13 +287,18 @@ def main():
 
     loader = None
     if task_args.do_train:
-        collate_fn = Batch(make_collator(args.task), "annot_id")
+        collate_fn = Batch(make_collator(args.task), identify)
         loader = make_loader(accelerator, datasets["train"], collate_fn, datasets["train"].lengths(), training_args)
         accelerator.print(
             f"{model.num_parameters():,} parameters; {len(datasets['train']):,} annotations to train on; "
             f"{accelerator.num_processes} process(es)."
         )
+    chosen_before: dict[str, list[int]] = {}
     if task_args.do_eval:
+        load_metric("vcr_accuracy")
+        if args.answer_predictions is not None:
+            examples = datasets["validation"].examples
+            chosen_before["answer"] = read_answer_predictions(args.answer_predictions, examples)
         accelerator.print(f"{len(datasets['validation']):,} annotations to evaluate on.")
 
     def compute_losses(model, inputs):
@@ -297,10 +313,8 @@ def main():
     def measure(model):
         examples = datasets["validation"].examples
         results: dict[str, float] = {}
-        choices: dict[str, list[int]] = {}
+        choices = dict(chosen_before)
         lines: list[dict[str, Any]] = []
-        if args.answer_predictions is not None:
-            choices["answer"] = read_answer_predictions(args.answer_predictions, examples)
         for task, task_model in ({args.tasks[0]: model} | other_models).items():
             rows = choose(task_model, "validation", make_collator(task))
             results[f"{task}_loss"] = mean(row["loss"] for row in rows)

@@ -38,8 +38,9 @@ was evaluated last (where weights are averaged, the averaged one); `test_predict
 takes it; `test_predictions.jsonl`, the most probable answers.
 
 The score is the official one where all questions have ten answers, else the share of questions whose list holds the
-answer. Beside it, `eval_type_baseline_*` is the score of the most frequent answer to the training questions of the same
-type; the type of a question that names none is its first two words (`--question_type_words`).
+answer, of all and of those whose list has one answer. Beside it, `type_baseline_*` is the score of the most frequent
+answer to the training questions of the same type; the type of a question that names none is its first two words
+(`--question_type_words`).
 """
 
 import hashlib
@@ -47,10 +48,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from statistics import fmean as mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -59,7 +59,15 @@ from accelerate.utils import set_seed
 from arguments import parse_arguments
 from configuration_interbert import InterBERTConfig
 from files import write_json_lines
-from finetuning import Batch, TaskArguments, make_loader, predict, train_and_evaluate
+from finetuning import (
+    Batch,
+    TaskArguments,
+    check_held_out,
+    load_metric,
+    make_loader,
+    predict,
+    train_and_evaluate,
+)
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForVQA
 from processing import RegionDataset, load_region_dataset
@@ -77,11 +85,7 @@ from processing.tasks import (
 from result_files import write_vqa_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
-if TYPE_CHECKING:
-    from evaluate import EvaluationModule
-
 logger = get_logger(__name__)
-METRIC = Path(__file__).resolve().parent / "metrics" / "vqa_score"
 NUM_ANNOTATORS = 10
 NUM_KEPT_ANSWERS = 5  # most probable answers that predictions name
 
@@ -97,8 +101,8 @@ class VQAArguments:
     )
     validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
     test_split: str = field(default="test", metadata={"help": "Split to predict for."})
-    validation_fraction: float = field(
-        default=0.0,
+    validation_fraction: float | None = field(
+        default=None,
         metadata={
             "help": "Evaluates on about this part of the images of the training split, which are not trained on, for "
             "datasets without a validation split. Which images is decided by their ids alone."
@@ -152,9 +156,9 @@ class VQAArguments:
         for name in ("min_answer_occurrences", "max_seq_length", "max_regions", "question_type_words"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"`--validation_fraction` must be at least 0 and below 1, got {self.validation_fraction}.")
-        if self.validation_fraction and self.validation_questions:
+        if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
+            raise ValueError(f"`--validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
+        if self.validation_fraction is not None and self.validation_questions:
             raise ValueError("Give either `--validation_fraction` or `--validation_questions`, not both.")
         for split in ("train", "validation"):
             questions, annotations = getattr(self, f"{split}_questions"), getattr(self, f"{split}_annotations")
@@ -183,6 +187,16 @@ class Questions:
 
     def num_images(self) -> int:
         return len({example.image_id for example in self.examples})
+
+    def ids(self) -> list[tuple]:
+        return [(example.image_id, example.question_id) for example in self.examples]
+
+    def dataset(self) -> ExamplesWithRegions:
+        """
+        Raises:
+            ValueError: the regions of an image are missing.
+        """
+        return ExamplesWithRegions(self.examples, self.regions)
 
     def check_answers(self):
         """
@@ -233,26 +247,32 @@ def split_by_image(questions: Questions, fraction: float) -> tuple[Questions, Qu
 # ---------------------------------------------------------------- answers
 
 
-def choose_answers(args: VQAArguments, model_args: ModelArguments, train_questions: Questions | None) -> dict[str, int]:
+def known_answers(model_args: ModelArguments) -> dict[str, int] | None:
+    """Labels by answer of the checkpoint, if it was trained to answer questions and names its answers."""
+    if model_args.model_name_or_path is None:
+        return None
+    config = InterBERTConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    # A checkpoint that was converted from the authors' release has no names of its answers.
+    is_named = any(name != f"LABEL_{label}" for name, label in config.label2id.items())
+    return dict(config.label2id) if "InterBERTForVQA" in (config.architectures or []) and is_named else None
+
+
+def choose_answers(
+    args: VQAArguments, model_args: ModelArguments, known: dict[str, int] | None, train_questions: Questions | None
+) -> dict[str, int]:
     """
     Labels by answer: those of the vocabulary file, else of the checkpoint, else of the training questions.
 
     Args:
+        known: Those of the checkpoint, if it has any.
         train_questions: None where the model is not trained.
     """
-    known = None
-    if model_args.model_name_or_path is not None:
-        config = InterBERTConfig.from_pretrained(model_args.model_name_or_path)
-        # A checkpoint that was converted from the authors' release has no names of its answers.
-        is_named = any(name != f"LABEL_{label}" for name, label in config.label2id.items())
-        if "InterBERTForVQA" in (config.architectures or []) and is_named:
-            known = dict(config.label2id)
     if args.answer_vocabulary is not None:
         answers = dict(read_answer_vocabulary(args.answer_vocabulary))
-        if known is not None and answers != known:
+        if known not in (None, answers) and train_questions is None:
             raise ValueError(
-                f"`--answer_vocabulary` must hold the answers of the checkpoint, {len(known):,}, got {len(answers):,} "
-                f"that are not the same: {sorted(answers.keys() ^ known.keys())[:5]}."
+                f"Without `--do_train`, `--answer_vocabulary` must hold the answers of the checkpoint, {len(known):,}, "
+                f"got {len(answers):,} that are not the same: {sorted(answers.keys() ^ known.keys())[:5]}."
             )
         return answers
     if known is not None:
@@ -291,22 +311,18 @@ def choose_scoring(examples: Sequence[VQAExample]) -> str:
     return "leave_one_out" if has_ten else "listed"
 
 
-@cache
-def load_metric() -> "EvaluationModule":
-    import evaluate  # takes seconds
-
-    return evaluate.load(str(METRIC), keep_in_memory=True)
-
-
 def measure_answers(answers: Sequence[str], examples: Sequence[VQAExample]) -> dict[str, float]:
     """
     Returns:
         `vqa_score` and `vqa_score_*` for every type of answer where all questions have ten answers, else `accuracy`,
-        the share of questions whose list holds the answer.
+        the share of questions whose list holds the answer, and `single_answer_accuracy`, the same of questions whose
+        list has one: where lists are enumerations, as in DAQUAR, one of several answers is not all of the answer.
     """
     if choose_scoring(examples) == "listed":
-        return {"accuracy": mean(score_answers(answers, examples))}
-    measured = load_metric().compute(
+        scores = score_answers(answers, examples)
+        of_single = [score for score, example in zip(scores, examples, strict=True) if len(example.answers) == 1]
+        return {"accuracy": mean(scores)} | ({"single_answer_accuracy": mean(of_single)} if of_single else {})
+    measured = load_metric("vqa_score").compute(
         predictions=answers,
         references=[example.answers for example in examples],
         answer_types=[example.answer_type for example in examples],
@@ -384,6 +400,10 @@ class QuestionCollator:
         return inputs
 
 
+def identify(sample: dict[str, Any]) -> int | str:
+    return sample["example"].question_id
+
+
 def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Scores of the answers that a model gives, `(batch,)`, from `(batch, num_labels)` both."""
     return labels.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -392,10 +412,11 @@ def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def read_answers(inputs: dict[str, torch.Tensor], outputs) -> list[dict[str, Any]]:
     """Of each question the labels of the most probable answers, their probabilities, and the loss if there is one."""
     logits = outputs.logits.float()
-    probabilities, labels = logits.sigmoid().topk(min(NUM_KEPT_ANSWERS, logits.shape[1]))
+    # Not of the probabilities, of which several may be 1.
+    best_logits, labels = logits.topk(min(NUM_KEPT_ANSWERS, logits.shape[1]))
     rows = [
         {"labels": best, "probabilities": values}
-        for best, values in zip(labels.tolist(), probabilities.tolist(), strict=True)
+        for best, values in zip(labels.tolist(), best_logits.sigmoid().tolist(), strict=True)
     ]
     if "labels" in inputs:
         losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, inputs["labels"], reduction="none")
@@ -422,12 +443,12 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
             train.check_answers()
             splits["train"] = train
         except ValueError as error:
-            if task_args.do_train or args.validation_fraction:
+            if task_args.do_train or args.validation_fraction is not None:
                 raise
             logger.warning(
                 f"There is nothing to learn the most frequent answers from, so they are not evaluated: {error}"
             )
-    if args.validation_fraction and "train" in splits:
+    if args.validation_fraction is not None and "train" in splits:
         splits["train"], splits["validation"] = split_by_image(splits["train"], args.validation_fraction)
     elif task_args.do_eval:
         splits["validation"] = load_questions(
@@ -436,7 +457,16 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
         splits["validation"].check_answers()
     if task_args.do_predict:
         splits["test"] = load_questions(args, args.test_split, args.test_questions)
-    return splits
+    if task_args.do_train and task_args.do_eval:
+        check_held_out(*(splits[split].ids() for split in ("train", "validation")), "questions")
+    limits = {
+        "train": task_args.max_train_samples,
+        "validation": task_args.max_eval_samples,
+        "test": task_args.max_predict_samples,
+    }
+    return {
+        split: replace(questions, examples=questions.examples[: limits[split]]) for split, questions in splits.items()
+    }
 
 
 def main():
@@ -452,9 +482,11 @@ def main():
     set_seed(training_args.seed)
     output_dir = Path(output_args.output_dir)
 
-    with accelerator.main_process_first():  # so that one process prepares the datasets, and the others read them
+    with accelerator.local_main_process_first():  # so that one process prepares the datasets, and the others read them
         splits = load_splits(task_args, args)
-    label2id = choose_answers(args, model_args, splits["train"] if task_args.do_train else None)
+    known = known_answers(model_args)
+    label2id = choose_answers(args, model_args, known, splits["train"] if task_args.do_train else None)
+    has_new_answers = known not in (None, label2id)
     id2label = {label: answer for answer, label in label2id.items()}
     model, processor = load_model(
         InterBERTForVQA,
@@ -462,7 +494,11 @@ def main():
         [questions.regions for questions in splits.values()],
         task_values={"label2id": label2id, "id2label": id2label},
         must_be_trained=not task_args.do_train,
+        ignore_mismatched_sizes=has_new_answers,
     )
+    if has_new_answers:
+        logger.warning(f"The checkpoint knows other answers, {len(known):,}: its head is not used, but a new one.")
+        model.vqa_head.load_state_dict(InterBERTForVQA(model.config).vqa_head.state_dict())
 
     def make_collator(examples: Sequence[VQAExample]) -> QuestionCollator:
         scoring = args.answer_scoring or choose_scoring(examples)
@@ -474,8 +510,8 @@ def main():
     if task_args.do_train:
         collator = make_collator(splits["train"].examples)
         questions = answerable(splits["train"], collator.collator)
-        dataset = ExamplesWithRegions(questions.examples, questions.regions)
-        loader = make_loader(accelerator, dataset, Batch(collator, "question_id"), dataset.lengths(), training_args)
+        dataset = questions.dataset()
+        loader = make_loader(accelerator, dataset, Batch(collator, identify), dataset.lengths(), training_args)
         num_left_out = len(splits["train"].examples) - len(dataset)
         accelerator.print(
             f"{model.num_parameters():,} parameters; {len(dataset):,} questions about {questions.num_images():,} "
@@ -484,6 +520,7 @@ def main():
         )
     if task_args.do_eval:
         validation = splits["validation"]
+        load_metric("vqa_score")
         accelerator.print(
             f"{len(validation.examples):,} questions about {validation.num_images():,} images to evaluate on."
         )
@@ -500,21 +537,23 @@ def main():
         scores = right_answers(outputs.logits.detach(), inputs["labels"])
         return outputs.loss, {"score": (scores.sum(), len(scores))}
 
-    def predict_answers(model, questions: Questions) -> list[dict[str, Any]]:
-        dataset = ExamplesWithRegions(questions.examples, questions.regions)
-        collator = make_collator(questions.examples)
+    datasets = {split: splits[split].dataset() for split in ("validation", "test") if split in splits}
+
+    def predict_answers(model, split: str) -> list[dict[str, Any]]:
+        dataset = datasets[split]
+        collator = make_collator(splits[split].examples)
         rows = predict(accelerator, model, dataset, collator, dataset.lengths(), read_answers, training_args)
         return [row | {"answers": [id2label[label] for label in row.pop("labels")]} for row in rows]
 
     def measure(model):
         examples = splits["validation"].examples
-        rows = predict_answers(model, splits["validation"])
+        rows = predict_answers(model, "validation")
         answers = [row["answers"][0] for row in rows]
-        results = {"loss": mean(row["loss"] for row in rows)} | measure_answers(answers, examples) | baseline_results
+        results = {"loss": mean(row["loss"] for row in rows)} | measure_answers(answers, examples)
         columns = {"answer": answers, "score": score_answers(answers, examples)} | baseline_columns
         if accelerator.is_main_process:
             write_json_lines(output_dir / "eval_predictions.jsonl", describe_questions(examples, columns))
-        return {f"eval_{name}": value for name, value in results.items()}
+        return {f"eval_{name}": value for name, value in results.items()} | baseline_results
 
     model = train_and_evaluate(
         accelerator,
@@ -533,7 +572,7 @@ def main():
     )
     if task_args.do_predict:
         examples = splits["test"].examples
-        rows = predict_answers(model, splits["test"])
+        rows = predict_answers(model, "test")
         if accelerator.is_main_process:
             columns = {name: [row[name] for row in rows] for name in ("answers", "probabilities")}
             write_json_lines(output_dir / "test_predictions.jsonl", describe_questions(examples, columns))

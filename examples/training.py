@@ -101,8 +101,16 @@ class TrainingArguments:
     lr_scheduler_type: SchedulerType = field(
         default=SchedulerType.LINEAR, metadata={"help": "Course of the learning rate after the warm-up."}
     )
-    num_warmup_steps: int = field(
-        default=0, metadata={"help": "Optimizer steps over which the learning rate rises from 0."}
+    num_warmup_steps: float = field(
+        default=0,
+        metadata={"help": "Optimizer steps over which the learning rate rises from 0; below 1, their share of all."},
+    )
+    lr_decay_epochs: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "After each of these numbers of epochs the learning rate is multiplied by 0.1; with "
+            "`--lr_scheduler_type constant_with_warmup`."
+        },
     )
     group_by_length: bool = field(
         default=False,
@@ -111,8 +119,8 @@ class TrainingArguments:
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Keeps an exponential moving average of the weights, of this rate at most (paper: 0.9999), "
-            "evaluates it beside them, and saves it as the trained model."
+            "help": "Keeps an exponential moving average of the weights, of this rate at most (paper: 0.9999), and "
+            "saves it as the trained model: `eval_*` are measured of it, `eval_raw_*` of the weights themselves."
         },
     )
     gradient_checkpointing: bool = field(
@@ -143,6 +151,13 @@ class TrainingArguments:
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_with_min_lr"):
             raise ValueError(
                 f"`--lr_scheduler_type` {self.lr_scheduler_type.value} needs arguments that there are not."
+            )
+        if self.num_warmup_steps < 0:
+            raise ValueError(f"`--num_warmup_steps` must not be negative, got {self.num_warmup_steps}.")
+        if self.lr_decay_epochs is not None and self.lr_scheduler_type != SchedulerType.CONSTANT_WITH_WARMUP:
+            raise ValueError(
+                "`--lr_decay_epochs` goes with `--lr_scheduler_type constant_with_warmup`, got "
+                f"{SchedulerType(self.lr_scheduler_type).value}."
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`--ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
@@ -195,7 +210,10 @@ class OutputArguments:
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Uploads the trained model to the Hub."})
     push_checkpoints: bool = field(
-        default=False, metadata={"help": "Uploads the model of each checkpoint, to the branch 'checkpoints'."}
+        default=False,
+        metadata={
+            "help": "Uploads the model of each checkpoint, its weights not averaged, to the branch 'checkpoints'."
+        },
     )
     hub_model_id: str | None = field(
         default=None, metadata={"help": "Repository to upload to. By default the name of `output_dir`."}
@@ -302,6 +320,21 @@ def make_optimizer(
     )
 
 
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, args: TrainingArguments, num_steps: int, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The course of the learning rate over `num_steps` steps of the optimizer."""
+    num_warmup_steps = round(args.num_warmup_steps if args.num_warmup_steps >= 1 else args.num_warmup_steps * num_steps)
+    if args.lr_decay_epochs is None:
+        return get_scheduler(args.lr_scheduler_type, optimizer, num_warmup_steps, num_steps)
+    decay_steps = [epoch * steps_per_epoch for epoch in args.lr_decay_epochs]
+
+    def scale(step: int) -> float:
+        return min(1.0, step / max(1, num_warmup_steps)) * 0.1 ** sum(step >= start for start in decay_steps)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+
+
 class Totals:
     """Sums of named numbers, each with the count of what it adds up; on the device, so that no step waits for them."""
 
@@ -385,7 +418,8 @@ class TrainingRun:
         self.checkpoints = CheckpointFolder(self.output_dir, output_args.save_total_limit)
 
         # Every epoch consists of whole steps.
-        self.num_steps = training_args.num_train_epochs * (len(loader) // training_args.gradient_accumulation_steps)
+        steps_per_epoch = len(loader) // training_args.gradient_accumulation_steps
+        self.num_steps = training_args.num_train_epochs * steps_per_epoch
         if training_args.max_train_steps is not None:
             self.num_steps = training_args.max_train_steps
         self.averaged: AveragedModel | None = None
@@ -401,12 +435,7 @@ class TrainingRun:
             model.compile(dynamic=True)
         optimizer = make_optimizer(model, training_args, learning_rate_scales)
         # Not prepared: the schedule counts optimizer steps, however many processes take them together.
-        self.lr_scheduler = get_scheduler(
-            training_args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=training_args.num_warmup_steps,
-            num_training_steps=self.num_steps,
-        )
+        self.lr_scheduler = make_scheduler(optimizer, training_args, self.num_steps, steps_per_epoch)
         self.model_class = type(model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         accelerator.register_for_checkpointing(self.lr_scheduler)
@@ -482,19 +511,35 @@ class TrainingRun:
         self._stop_clock()
         result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
         self.epoch_totals.clear()
-        result |= self.end_epoch(epoch, self._whole_model(), self.step == self.num_steps)
-        if self.averaged is not None:
-            averaged_result = self.end_epoch(epoch, self.averaged.module, self.step == self.num_steps)
-            result |= {name.replace("eval_", "eval_averaged_", 1): value for name, value in averaged_result.items()}
+        result |= self._evaluate(epoch)
         self.results.append({"epoch": epoch + 1, "step": self.step} | result)
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "all_results.json", self.results)
+            if (folder := self.checkpoints.folder(self.step)).exists():
+                self._write_evaluation(folder)
         self.accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=self.step)
         if self.loader.batch == len(self.loader):  # else the run ends here, and may go on another time
             self.loader.begin_epoch(epoch + 1)
         self._start_clock()
         if self.output_args.checkpointing_steps == "epoch":
             self.save_checkpoint()
+
+    def _evaluate(self, epoch: int) -> dict[str, float]:
+        """
+        What `end_epoch` measures of the weights that will be saved; where these are averaged, of the others too, as
+        `eval_raw_*`.
+        """
+        is_last = self.step == self.num_steps
+        result = self.end_epoch(epoch, self._whole_model(), is_last)
+        if self.averaged is None:
+            rows = [result]
+        else:
+            raw, result = result, self.end_epoch(epoch, self.averaged.module, is_last)
+            rows = [{"weights": "raw"} | raw, {"weights": "averaged"} | result]
+            result = {name.replace("eval_", "eval_raw_", 1): value for name, value in raw.items()} | result
+        if result:
+            self.accelerator.print("\n" + format_table({"epoch": epoch + 1} | row for row in rows))
+        return result
 
     def _move_averages(self, averages: list[torch.Tensor], weights: list[torch.Tensor], _):
         # Low at first, so that short runs are not evaluated on their initial weights.
@@ -711,7 +756,8 @@ class TrainingRun:
         """`eval_results.json`: what was measured of these weights, if anything."""
         if self.results and self.results[-1]["step"] == self.step:
             measured = {name: value for name, value in self.results[-1].items() if not name.startswith("train_")}
-            write_json(folder / "eval_results.json", measured)
+            if measured.keys() > {"epoch", "step"}:
+                write_json(folder / "eval_results.json", measured)
 
     @property
     def _is_sharded(self) -> bool:
@@ -741,8 +787,8 @@ class TrainingRun:
             self.processor.save_pretrained(folder)
 
     def trained_model(self) -> PreTrainedModel:
-        """The averaged model where there is one, else the model."""
-        return self.averaged.module if self.averaged is not None else self.accelerator.unwrap_model(self.model)
+        """What is saved in the end, to be used: the averaged model where there is one. All processes call this."""
+        return self.averaged.module if self.averaged is not None else self._whole_model()
 
     def write_final_model(self):
         """
@@ -826,6 +872,8 @@ class TrainingRun:
                 "each of which has a place of its own in a stream"
             )
         fixed = (*FIXED_ARGUMENTS, "dataloader_num_workers")
+        if "ema_decay" in changed and None in (before.get("ema_decay"), now.get("ema_decay")):
+            fixed = (*fixed, "ema_decay")
         wrong = [changed[name] for name in changed if name in fixed]
         if wrong:
             raise ValueError(f"{folder} is of another run: {'; '.join(wrong)}.")

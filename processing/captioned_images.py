@@ -106,10 +106,21 @@ class CaptionedImages:
             f"{MAX_NEGATIVE_DRAWS} draws: {self.captions(image)}."
         )
 
-    def draw_hard_caption(self, image: int, unfit_captions: Set[str], rng: np.random.Generator) -> str:
-        """One of the hard negatives of an image, all equally likely; a random caption where it has none."""
-        candidates = self.region_dataset.captions(image, self.hard_negative_column)
-        candidates = [candidate for candidate in candidates if normalize_caption(candidate) not in unfit_captions]
+    def draw_hard_caption(
+        self, image: int, unfit_captions: Set[str], rng: np.random.Generator, is_from_here: bool = False
+    ) -> str:
+        """
+        One of the hard negatives of an image, all equally likely; a random caption where it has none.
+
+        Args:
+            is_from_here (`bool`, *optional*, defaults to `False`):
+                Only of images of this dataset. They were mined in a whole split, of which it may be a part.
+        """
+        captions = self.region_dataset.captions(image, self.hard_negative_column)
+        if is_from_here:
+            image_ids = self.region_dataset.captions(image, f"{self.hard_negative_column}_image_ids")
+            captions = [caption for caption, other in zip(captions, image_ids, strict=True) if other in self._rows]
+        candidates = [candidate for candidate in captions if normalize_caption(candidate) not in unfit_captions]
         if not candidates:
             return self.draw_caption(image, unfit_captions, rng)
         return candidates[int(rng.integers(len(candidates)))]

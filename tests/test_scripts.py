@@ -1,6 +1,7 @@
 """Every script explains its arguments, and opens with commands that name it."""
 
-import subprocess
+import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,11 +12,23 @@ SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if "__main__" in path.re
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=[path.name for path in SCRIPTS])
-def test_help(script):
-    result = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert "usage: " in result.stdout
+def test_help(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(script), run_name="__main__")
+    assert ended.value.code == 0
+    assert "usage: " in capsys.readouterr().out
     assert f"examples/{script.name}" in script.read_text(encoding="utf-8")
+
+
+def test_what_is_named_is_there():
+    """Scripts, recipes and configurations that scripts, recipes and the README name."""
+    texts = [
+        path for pattern in ("*.py", "recipes/**/*.yaml", "accelerate_configs/*") for path in EXAMPLES.glob(pattern)
+    ]
+    for text in [*texts, EXAMPLES.parent / "README.md"]:
+        for name in re.findall(r"examples/[\w./]+\.(?:py|yaml)", text.read_text(encoding="utf-8")):
+            assert (EXAMPLES.parent / name).is_file(), f"{text} names {name}"
 
 
 def test_the_scripts_are_found():

@@ -18,7 +18,11 @@ from training import OutputArguments, TrainingArguments, make_accelerator
 
 STEPS_PER_EPOCH = 5  # 16 images with 5 captions each, in batches of 16
 OBJECTIVES = {f"{objective}_{measure}" for objective in ("mlm", "region", "itm") for measure in ("loss", "accuracy")}
-RECALLS = {f"{direction}_recall_at_{k}" for direction in ("image", "text") for k in (1, 5, 10)}
+RANKINGS = {
+    f"{direction}_{name}"
+    for direction in ("image", "text")
+    for name in ("recall_at_1", "recall_at_5", "recall_at_10", "median_rank")
+}
 TRAINING = {"loss", "gradient_norm", "padding"} | OBJECTIVES
 # These are never the same twice.
 MEASURED = {"samples_per_second", "tokens_per_second", "loading_share", "memory_gib"}
@@ -50,7 +54,7 @@ def test_tensorboard_has_every_number(scenes, tmp_path, pretrain):
     assert scalars.keys() == (
         {f"train/{name}" for name in TRAINING | MEASURED | {"learning_rate"}}
         | {f"epoch/train_{name}" for name in TRAINING}
-        | {f"epoch/eval_{name}" for name in OBJECTIVES | RECALLS}
+        | {f"epoch/eval_{name}" for name in OBJECTIVES | RANKINGS}
     )
     every_step = list(range(1, 2 * STEPS_PER_EPOCH + 1))
     for name, points in scalars.items():

@@ -27,6 +27,7 @@ from training import (
     format_table,
     make_accelerator,
     make_optimizer,
+    make_scheduler,
     means_of,
 )
 
@@ -185,6 +186,21 @@ def test_training_follows_plain_pytorch(tmp_path):
     assert math.isclose(results[1]["train_loss"], (losses[2] + losses[3]) / 2, rel_tol=1e-5)
 
 
+def test_learning_rate_decays_after_epochs():
+    """The authors' release: a rise over a tenth of the steps, then a tenth of the rate after some epochs."""
+    args = TrainingArguments(
+        learning_rate=1.0, num_warmup_steps=0.1, lr_scheduler_type="constant_with_warmup", lr_decay_epochs=[2, 4]
+    )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make_scheduler(optimizer, args, num_steps=20, steps_per_epoch=4)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0, 0.5, *[1] * 6, *[0.1] * 8, *[0.01] * 4])
+
+
 def test_accumulated_batches_train_like_one_large_batch(tmp_path):
     large, small = (
         make_run(tmp_path / str(size), batch_size=size, num_train_epochs=2, gradient_accumulation_steps=4 // size)
@@ -209,6 +225,12 @@ def test_max_train_steps_ends_the_training(tmp_path):
     assert epochs == [0, 1]
     assert [(result["step"], result["last"]) for result in results] == [(2, False), (3, True)]
     assert json.loads((tmp_path / "all_results.json").read_text()) == results
+
+
+def test_max_train_steps_lengthens_the_training(tmp_path):
+    epochs = []
+    results = make_run(tmp_path, begin_epoch=epochs.append, num_train_epochs=1, max_train_steps=5).train()
+    assert epochs == [0, 1, 2] and [result["step"] for result in results] == [2, 4, 5]
 
 
 def test_results_of_finished_epochs_survive_a_failure(tmp_path):
@@ -259,8 +281,8 @@ def test_weights_are_averaged(tmp_path):
         expected = rate * expected + (1 - rate) * weight
     assert (1 + 9) / (10 + 9) > 0.5 > (1 + 7) / (10 + 7)  # both sides of the minimum have their turn
     torch.testing.assert_close(run.averaged.module.matrix.weight, expected)
-    assert results[-1]["eval_weight"] == pytest.approx(seen[-1][0, 0].item())
-    assert results[-1]["eval_averaged_weight"] == pytest.approx(expected[0, 0].item())
+    assert results[-1]["eval_raw_weight"] == pytest.approx(seen[-1][0, 0].item())
+    assert results[-1]["eval_weight"] == pytest.approx(expected[0, 0].item())
     run.write_final_model()
     torch.testing.assert_close(load_file(tmp_path / "model.safetensors")["matrix.weight"], expected)
 
@@ -548,6 +570,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps, checkpoi
         ({"num_train_epochs": -1}, "`--num_train_epochs` must be at least 1, got -1"),
         ({"max_train_steps": 0}, "`--max_train_steps` must be at least 1, got 0"),
         ({"max_grad_norm": 0.0}, "`--max_grad_norm` must be positive, got 0.0"),
+        ({"num_warmup_steps": -1}, "`--num_warmup_steps` must not be negative, got -1"),
+        ({"lr_decay_epochs": [2]}, "goes with `--lr_scheduler_type constant_with_warmup`, got linear"),
         ({"ema_decay": 1.0}, "`--ema_decay` must be at least 0 and below 1, got 1.0"),
         ({"gradient_accumulation_steps": 0}, "`--gradient_accumulation_steps` must be at least 1, got 0"),
     ],

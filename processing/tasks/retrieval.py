@@ -86,7 +86,7 @@ class RetrievalExamples(torch.utils.data.Dataset):
         else:
             unfit_captions = images.normalized_captions(image)
             random_caption = images.draw_caption(image, unfit_captions, rng)
-            hard_caption = images.draw_hard_caption(image, unfit_captions, rng)
+            hard_caption = images.draw_hard_caption(image, unfit_captions, rng, is_from_here=True)
             rows = [image, image, *images.draw_images(caption, image, 1, rng), image]
             captions = [caption, random_caption, caption, hard_caption]
         return {"captions": captions, "records": [images.region_dataset[row] for row in rows]}

@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""
+Compares models on image retrieval by how much data they are finetuned on, as the paper's Figure 3 does: finetunes each
+of them on parts of the training images with several seeds, all with the same recipe, and sets what is measured at the
+end side by side.
+
+Two tiny models on generated scenes, on a CPU, one of them pretrained:
+
+    python examples/generate_scenes.py outputs/tiny_scenes --num_train 200 --num_validation 50 --num_test 50
+    python examples/run_pretrain.py --dataset_name outputs/tiny_scenes --output_dir outputs/tiny_pretrained \\
+        --tokenizer_name outputs/tiny_scenes/tokenizer --config_overrides hidden_size=64,num_attention_heads=2,\\
+vision_num_attention_heads=2,intermediate_size=128,vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,\\
+num_vision_layers=1,pooler_size=64
+    python examples/compare_on_retrieval.py --output_dir outputs/tiny_retrieval_comparison --seeds 1 \\
+        --models "pretrained=--model_name_or_path outputs/tiny_pretrained" \\
+            "from scratch=--config_name outputs/tiny_pretrained --tokenizer_name outputs/tiny_scenes/tokenizer" \\
+        -- --dataset_name outputs/tiny_scenes --learning_rate 1e-3
+
+The paper's comparison (there of Chinese product titles):
+
+    python examples/compare_on_retrieval.py --output_dir outputs/retrieval --seeds 1 2 3 \\
+        --models "pretrained=--model_name_or_path org/interbert-base" \\
+            "not pretrained=--bert_name_or_path bert-base-uncased" \\
+        -- --recipe examples/recipes/flickr30k_retrieval.yaml --dataset_name org/flickr30k-regions
+
+What stands behind `--` are arguments of run_image_retrieval.py, which all runs get. A comparison that was stopped goes
+on when the same command is given again; after each run it writes what is there: `comparison.json`, `comparison.md` and
+`comparison.png`. The table has means and standard deviations (of a sample, n - 1) over the seeds, in percent, of the
+last epoch: of the averaged weights, where there are such, with a row for the others.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from comparison import (
+    add_keep_models_argument,
+    add_models_argument,
+    add_run_arguments,
+    check_names,
+    draw_lines,
+    folder_name,
+    format_scores,
+    print_comparison,
+    remove_weights,
+    run_once,
+    write_comparison,
+)
+
+RECALLS = {
+    f"{title} R@{k}": f"{direction}_recall_at_{k}"
+    for direction, title in (("image", "caption → image"), ("text", "image → caption"))
+    for k in (1, 5, 10)
+}
+# Model -> percent of the training images -> seed -> what was measured
+Results = Mapping[str, Mapping[int, Mapping[int, Mapping[str, float]]]]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Finetune several models for image retrieval on parts of the data.")
+    add_models_argument(parser, "run_image_retrieval.py")
+    parser.add_argument(
+        "--train_percents",
+        nargs="+",
+        type=int,
+        default=[10, 50, 100],
+        help="Parts of the training images that are finetuned on, the first ones of the split.",
+    )
+    parser.add_argument("--train_split", default="train", help="Split that they are parts of.")
+    add_keep_models_argument(parser)
+    add_run_arguments(parser, "run_image_retrieval.py")
+    args = parser.parse_args()
+    check_names(parser, "--models", [name for name, _ in args.models])
+    if not all(0 < percent <= 100 for percent in args.train_percents):
+        parser.error(f"--train_percents: expected numbers from 1 to 100, got {args.train_percents}")
+    return args
+
+
+def finetune(args: argparse.Namespace, model: tuple[str, list[str]], percent: int, seed: int) -> dict[str, float]:
+    """Finetunes unless that has been done, and returns what was measured after the last epoch."""
+    name, own_arguments = model
+    folder = args.output_dir / f"{folder_name(name)}-{percent}percent-seed{seed}"
+    split = args.train_split if percent == 100 else f"{args.train_split}[:{percent}%]"
+    arguments = ["--do_train", "--do_eval", *args.arguments, *own_arguments, "--train_split", split]
+    result = run_once("run_image_retrieval.py", [*arguments, "--seed", str(seed)], folder)
+    if not args.keep_models:
+        remove_weights(folder)
+    return result
+
+
+def scores(runs: Mapping[int, Mapping[str, float]], recall: str, prefix: str) -> list[float]:
+    """Of all seeds, in percent."""
+    return [100 * run[prefix + recall] for run in runs.values() if prefix + recall in run]
+
+
+def summarize(results: Results) -> list[dict[str, str]]:
+    """A row for each model and part of the data, and one for its raw weights if others are averaged."""
+    rows = []
+    for model, parts in results.items():
+        for percent, runs in parts.items():
+            for name, prefix in ((model, "eval_"), (f"{model}, raw weights", "eval_raw_")):
+                cells = {title: format_scores(scores(runs, recall, prefix)) for title, recall in RECALLS.items()}
+                if set(cells.values()) != {"-"}:
+                    rows.append({"model": name, "training data": f"{percent} %"} | cells)
+    return rows
+
+
+def main():
+    args = parse_args()
+    results: dict[str, Any] = {name: {percent: {} for percent in args.train_percents} for name, _ in args.models}
+    for seed in args.seeds:
+        for percent in args.train_percents:
+            for model in args.models:
+                results[model[0]][percent][seed] = finetune(args, model, percent, seed)
+                rows = summarize(results)
+                write_comparison(args.output_dir, results, rows)
+                panels = {
+                    title: {
+                        name: {percent: scores(runs, recall, "eval_") for percent, runs in parts.items()}
+                        for name, parts in results.items()
+                    }
+                    for title, recall in list(RECALLS.items())[:3]
+                }
+                draw_lines(panels, args.output_dir / "comparison.png", "training images (%)")
+    print_comparison(args.output_dir, rows)
+
+
+if __name__ == "__main__":
+    main()
