@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,7 @@ def run_with_kills(pretrain, command: list[str]):
     for kill in (2, 6, 10, 11):
         with pytest.raises(Killed):
             pretrain(command, kill)
+        time.sleep(1)  # files of one process are read in the order of the seconds in which they were begun
     pretrain(command)
 
 
