@@ -62,11 +62,7 @@ def train_and_evaluate(
     evaluate: Callable[[PreTrainedModel], Mapping[str, float]],
     auto_class: str,
     dataset_name: str,
-    task_args: TaskArguments,
-    model_args: ModelArguments,
-    training_args: TrainingArguments,
-    output_args: OutputArguments,
-    *other_arguments: Any,
+    arguments: tuple[TaskArguments, ModelArguments, Any, TrainingArguments, OutputArguments],
 ) -> PreTrainedModel:
     """
     Does what `--do_train` and `--do_eval` ask for. All processes call this.
@@ -78,15 +74,12 @@ def train_and_evaluate(
             under other names.
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it is trained on, for the card.
-        other_arguments: Further dataclasses of arguments, for the recipe, the trackers and the card.
+        arguments: All of the script, those of its own in the middle.
 
     Returns:
         The model to predict with, on the device: the trained one, its weights averaged if they were.
     """
-
-    def end_epoch(epoch: int, model: PreTrainedModel, is_last: bool) -> dict[str, float]:
-        return dict(evaluate(model)) if task_args.do_eval else {}
-
+    task_args, model_args, own_args, training_args, output_args = arguments
     output_dir = Path(output_args.output_dir)
     if not task_args.do_train:
         model = model.to(accelerator.device)
@@ -96,7 +89,10 @@ def train_and_evaluate(
             if accelerator.is_main_process:
                 write_json(output_dir / "eval_results.json", results)
         return model
-    arguments = (model_args, *other_arguments, training_args)
+
+    def end_epoch(epoch: int, model: PreTrainedModel, is_last: bool) -> dict[str, float]:
+        return dict(evaluate(model)) if task_args.do_eval else {}
+
     run = TrainingRun(
         accelerator,
         model,
@@ -107,12 +103,12 @@ def train_and_evaluate(
         compute_losses,
         begin_epoch=lambda epoch: None,
         end_epoch=end_epoch,
-        settings=flat_config(*arguments, output_args),
-        recipe=to_recipe(*arguments),
+        settings=flat_config(*arguments),
+        recipe=to_recipe(*arguments[:-1]),
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()
-    publish(run, auto_class, dataset_name, model_args, flat_config(*other_arguments, training_args))
+    publish(run, auto_class, dataset_name, model_args, flat_config(own_args, training_args))
     return run.trained_model()
 
 

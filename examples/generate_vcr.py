@@ -19,9 +19,9 @@ from typing import Any
 from files import write_json_lines
 from generate_scenes import COLOURS, KINDS
 from processing import RegionDataset, load_region_dataset
+from processing.tasks.vcr import NUM_CHOICES
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # of the scenes: name of VCR's file
-NUM_CHOICES = 4
 LABELS = ("answer_label", "rationale_label")
 
 Tokens = list[str | list[int]]

@@ -9,18 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from files import write_json, write_text
+from processing.tasks.vcr import NUM_CHOICES
 
-NUM_VCR_CHOICES = 4
 # As in the example file of https://visualcommonsense.com/leaderboard/: the probabilities of the four answers, and of
 # the four rationales if answer 0, 1, 2, 3 were the right one.
 VCR_COLUMNS = [
     "annot_id",
-    *(f"answer_{choice}" for choice in range(NUM_VCR_CHOICES)),
-    *(
-        f"rationale_conditioned_on_a{answer}_{choice}"
-        for answer in range(NUM_VCR_CHOICES)
-        for choice in range(NUM_VCR_CHOICES)
-    ),
+    *(f"answer_{choice}" for choice in range(NUM_CHOICES)),
+    *(f"rationale_conditioned_on_a{answer}_{choice}" for answer in range(NUM_CHOICES) for choice in range(NUM_CHOICES)),
 ]
 
 
@@ -69,9 +65,9 @@ def write_vcr_probabilities(
         ValueError: a shape is another, an id comes twice, or probabilities are not within [0, 1].
     """
     check_ids("annot_ids", annot_ids)
-    shape = (len(annot_ids), NUM_VCR_CHOICES)
+    shape = (len(annot_ids), NUM_CHOICES)
     answers = _check_probabilities("answer_probabilities", answer_probabilities, shape)
-    rationales = _check_probabilities("rationale_probabilities", rationale_probabilities, (*shape, NUM_VCR_CHOICES))
+    rationales = _check_probabilities("rationale_probabilities", rationale_probabilities, (*shape, NUM_CHOICES))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(VCR_COLUMNS)

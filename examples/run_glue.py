@@ -411,11 +411,7 @@ def main():
         evaluate_model,
         "AutoModelForSequenceClassification",
         args.dataset_name or args.data_dir,
-        task_args,
-        model_args,
-        training_args,
-        output_args,
-        args,
+        arguments,
     )
     if "test" in splits:
         answers = answers_of(predict_logits(model, "test"), args.task)

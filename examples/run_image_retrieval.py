@@ -217,7 +217,7 @@ def main():
     validation, test = None, None
     if validation_regions is not None:
         validation = Queries.of(validation_regions, task_args.max_eval_samples, args)
-        accelerator.print(f"{validation} to evaluate on.")
+        accelerator.print(f"{validation} to evaluate on; {accelerator.num_processes} process(es).")
     if test_regions is not None:
         test = Queries.of(test_regions, task_args.max_predict_samples, args)
         check_ids("image_ids", test.image_ids)
@@ -250,11 +250,7 @@ def main():
         evaluate,
         "AutoModelForZeroShotImageClassification",
         args.dataset_name,
-        task_args,
-        model_args,
-        training_args,
-        output_args,
-        args,
+        arguments,
     )
     if test is not None:
         scores = score(accelerator, model, processor, test, args, cache_dir)

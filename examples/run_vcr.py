@@ -64,7 +64,8 @@ from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForMultipleChoice
 from processing import load_region_dataset
 from processing.tasks import VCRCollator, VCRDataset, VCRExample, read_vcr
-from result_files import NUM_VCR_CHOICES, write_vcr_probabilities
+from processing.tasks.vcr import NUM_CHOICES
+from result_files import write_vcr_probabilities
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
 
@@ -344,17 +345,13 @@ def main():
         measure,
         "AutoModelForMultipleChoice",
         args.dataset_name,
-        task_args,
-        model_args,
-        training_args,
-        output_args,
-        args,
+        arguments,
     )
     if task_args.do_predict:
         probabilities = {}
         for task, task_model in ({args.tasks[0]: model} | other_models).items():
             # Which answer is right is not known here: rationales are chosen for each of them.
-            given_answers = range(NUM_VCR_CHOICES) if task == "rationale" else [None]
+            given_answers = range(NUM_CHOICES) if task == "rationale" else [None]
             by_answer = [choose(task_model, "test", make_collator(task, given)) for given in given_answers]
             of_task = [[row["probabilities"] for row in rows] for rows in zip(*by_answer, strict=True)]
             probabilities[task] = of_task if task == "rationale" else [rows[0] for rows in of_task]

@@ -82,11 +82,11 @@ from processing.tasks import (
     read_questions,
     soft_scores,
 )
+from processing.tasks.vqa import NUM_ANNOTATORS
 from result_files import write_vqa_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
 logger = get_logger(__name__)
-NUM_ANNOTATORS = 10
 NUM_KEPT_ANSWERS = 5  # most probable answers that predictions name
 
 
@@ -564,11 +564,7 @@ def main():
         measure,
         "AutoModelForVisualQuestionAnswering",
         args.dataset_name,
-        task_args,
-        model_args,
-        training_args,
-        output_args,
-        args,
+        arguments,
     )
     if task_args.do_predict:
         examples = splits["test"].examples

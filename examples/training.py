@@ -60,6 +60,10 @@ FIXED_ARGUMENTS = (
 )
 # These change nothing of what is learned.
 FREE_ARGUMENTS = (
+    "do_eval",
+    "do_predict",
+    "max_eval_samples",
+    "max_predict_samples",
     "per_device_eval_batch_size",
     "dataloader_num_workers",
     "output_dir",

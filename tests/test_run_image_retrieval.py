@@ -1,6 +1,8 @@
 """Finetuning and evaluation of image retrieval on generated scenes."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,18 +10,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+import mine_hard_negatives
 import retrieval_evaluation
 import run_image_retrieval
 from arguments import parse_arguments
+from configuration_interbert import InterBERTConfig
 from finetuning import TaskArguments
 from generate_scenes import write_scenes
 from model_loading import ModelArguments
-from modeling_interbert import InterBERTForImageRetrieval
+from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from processing import InterBERTProcessor, load_region_dataset
 from retrieval_evaluation import score_captions_against_images
-from run_image_retrieval import RetrievalArguments
-from training import OutputArguments, TrainingArguments
+from run_image_retrieval import RetrievalArguments, is_chosen
+from training import OutputArguments, TrainingArguments, TrainingRun
 
 TINY = (
     "hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,"
@@ -143,6 +149,108 @@ def test_scoring_goes_on_where_it_was(trained, scenes, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         score()
     assert len(calls) == 3
+
+
+@pytest.fixture(scope="module")
+def mined(scenes, tmp_path_factory) -> Path:
+    """The scenes to train on, with hard negatives."""
+    folder = tmp_path_factory.mktemp("mined") / "scenes"
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["mine_hard_negatives.py", str(scenes), str(folder), "--split", "train"])
+        mine_hard_negatives.main()
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "negatives",
+    [("--negatives", "images", "--hard_negative_share", "0.5"), ("--negatives", "pairs", "--loss", "pairs")],
+    ids=["paper", "release"],
+)
+def test_a_killed_finetuning_ends_with_the_same_weights(mined, scenes, tmp_path, monkeypatch, negatives):
+    command = [
+        *("--do_train", "--dataset_name", str(mined), "--tokenizer_name", str(scenes / "tokenizer")),
+        *("--config_overrides", TINY, "--train_split", "train[:40]", "--per_device_train_batch_size", "25"),
+        *("--learning_rate", "1e-3", "--ema_decay", "0.9", "--resume_from_checkpoint", "latest", *negatives),
+    ]
+    run(*command, "--output_dir", str(tmp_path / "undisturbed"))
+    command += ["--output_dir", str(tmp_path / "killed"), "--checkpointing_steps", "3"]
+    after_step = TrainingRun.after_step
+
+    def after_step_or_death(self):
+        if self.step == 5:
+            raise Killed
+        after_step(self)
+
+    monkeypatch.setattr(TrainingRun, "after_step", after_step_or_death)
+    with pytest.raises(Killed):
+        run(*command)
+    monkeypatch.setattr(TrainingRun, "after_step", after_step)
+    run(*command)
+    results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("killed", "undisturbed")]
+    assert results[0][-1] == pytest.approx(results[1][-1]) and results[0][-1]["step"] == 8
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "undisturbed"))
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def test_two_processes_score_like_one(trained, scenes, tmp_path):
+    options = ("--do_eval", "--do_predict", "--model_name_or_path", str(trained), "--dataset_name", str(scenes))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", run_image_retrieval.__file__, *options, *EVALUATION]
+    environment = dict(os.environ) | {"ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "2 process(es)." in result.stdout
+    run(*options, *EVALUATION, "--output_dir", str(tmp_path / "one"))
+    assert results_of(tmp_path / "two") == results_of(tmp_path / "one")
+    scores = [np.load(tmp_path / name / "retrieval_scores.npy") for name in ("two", "one")]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_the_first_pair_is_chosen_only_if_it_is_above_all_others():
+    log_odds = torch.tensor([[2.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
+    assert is_chosen(log_odds).tolist() == [True, False, False, False]
+
+
+def test_a_head_that_was_not_trained_is_not_evaluated(scenes, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(scenes / "tokenizer")
+    config = InterBERTConfig(vocab_size=len(tokenizer), region_feature_size=208)
+    config.update_from_string(TINY)
+    InterBERTForVQA(config).save_pretrained(tmp_path / "vqa")
+    InterBERTProcessor(tokenizer, region_feature_size=208).save_pretrained(tmp_path / "vqa")
+    command = ("--do_eval", "--model_name_or_path", str(tmp_path / "vqa"), "--dataset_name", str(scenes))
+    with pytest.raises(
+        ValueError, match="must have all weights of InterBERTForImageRetrieval, got .*vqa without itm_head"
+    ):
+        run(*command, "--output_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_trained_on_are_not_evaluated(scenes, tmp_path):
+    command = (
+        "--do_train",
+        "--do_eval",
+        "--validation_split",
+        "train[:5]",
+        "--tokenizer_name",
+        str(scenes / "tokenizer"),
+    )
+    with pytest.raises(ValueError, match="needs images that are not trained on, got 5 that are"):
+        run(
+            *command,
+            "--config_overrides",
+            str(scenes / "tokenizer"),
+            "--dataset_name",
+            str(scenes),
+            "--output_dir",
+            str(tmp_path),
+        )
 
 
 @pytest.mark.parametrize(
