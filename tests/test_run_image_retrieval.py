@@ -233,24 +233,10 @@ def test_a_head_that_was_not_trained_is_not_evaluated(scenes, tmp_path):
 
 
 def test_images_that_are_trained_on_are_not_evaluated(scenes, tmp_path):
-    command = (
-        "--do_train",
-        "--do_eval",
-        "--validation_split",
-        "train[:5]",
-        "--tokenizer_name",
-        str(scenes / "tokenizer"),
-    )
+    options = "--do_train --do_eval --validation_split train[:5]".split()
+    model = ("--config_overrides", TINY, "--tokenizer_name", str(scenes / "tokenizer"))
     with pytest.raises(ValueError, match="needs images that are not trained on, got 5 that are"):
-        run(
-            *command,
-            "--config_overrides",
-            str(scenes / "tokenizer"),
-            "--dataset_name",
-            str(scenes),
-            "--output_dir",
-            str(tmp_path),
-        )
+        run(*options, *model, "--dataset_name", str(scenes), "--output_dir", str(tmp_path))
 
 
 @pytest.mark.parametrize(
