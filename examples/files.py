@@ -18,7 +18,7 @@ def write_text(path: Path, text: str):
 
 def write_json(path: Path, value: Any):
     """A JSON file, complete or absent."""
-    write_text(path, json.dumps(value, indent=2))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]):

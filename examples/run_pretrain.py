@@ -50,6 +50,7 @@ from processing import (
     load_region_dataset,
 )
 from processing.pretraining import PretrainingObjectives
+from processing.words import MASKING_UNITS, read_similar_words
 from publishing import publish
 from retrieval_evaluation import recall_of_captions, score_captions_against_images
 from training import (
@@ -148,6 +149,21 @@ class ObjectiveArguments:
         metadata={
             "help": "Share of tokens that are masked (mlm, by default 0.15) or begin a masked segment (msm, 0.10). Two "
             "numbers are those of the first and of the last epoch, between which it changes by equal steps."
+        },
+    )
+    masking_unit: str = field(
+        default="token",
+        metadata={
+            "help": "What is masked as a whole: single tokens, words between white space and punctuation, or Chinese "
+            "words as jieba finds them.",
+            "choices": list(MASKING_UNITS),
+        },
+    )
+    similar_words: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON table of words and those like them, as find_similar_words.py writes it: words become similar "
+            "ones in place of [MASK] (MLM as correction)."
         },
     )
     region_mask_probability: float = field(
@@ -395,6 +411,9 @@ def main():
         objectives=objective_args.objectives_of(0),
         fixed_epoch=0,
     )
+    similar_words = None
+    if objective_args.similar_words is not None:
+        similar_words = read_similar_words(objective_args.similar_words, processor.tokenizer)
     collator = PretrainingCollator(
         processor,
         objectives=objective_args.objectives_of(0),
@@ -404,6 +423,8 @@ def main():
         region_mask_probability=objective_args.region_mask_probability,
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
+        masking_unit=objective_args.masking_unit,
+        similar_words=similar_words,
     )
     own_share = {
         "batch_size": training_args.per_device_train_batch_size,

@@ -1,6 +1,7 @@
 """Masking of words and regions for pretraining. Every function draws from the generator it is given and from nothing
 else, and treats one sample."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +18,24 @@ class MaskingVocabulary:
         mask_token_id (`int`): id of `[MASK]`.
         replacement_token_ids (`np.ndarray`): int64 `(k,)`, the ids from which a random word is drawn: all but the
             special ones.
+        similar_words (mapping, *optional*): by the ids of a word, the ids of those that are like it, int64
+            `(words, tokens)`. With it, masking is correction (MacBERT): a word becomes a similar one in place of
+            `[MASK]`, or a random one where it has none.
     """
 
     mask_token_id: int
     replacement_token_ids: np.ndarray
+    similar_words: Mapping[tuple[int, ...], np.ndarray] | None = None
 
     @classmethod
-    def from_tokenizer(cls, tokenizer) -> "MaskingVocabulary":
-        """Reads both from a tokenizer of `transformers`."""
+    def from_tokenizer(
+        cls, tokenizer, similar_words: Mapping[tuple[int, ...], np.ndarray] | None = None
+    ) -> "MaskingVocabulary":
+        """Reads the ids from a tokenizer of `transformers`."""
         if tokenizer.mask_token_id is None:
             raise ValueError("Masking needs a tokenizer with a mask token, got one without.")
         token_ids = np.array(sorted(tokenizer.get_vocab().values()), dtype=np.int64)
-        return cls(tokenizer.mask_token_id, np.setdiff1d(token_ids, tokenizer.all_special_ids))
+        return cls(tokenizer.mask_token_id, np.setdiff1d(token_ids, tokenizer.all_special_ids), similar_words)
 
 
 def _check_probability(probability: float) -> None:
@@ -45,10 +52,33 @@ def _maskable(input_ids: np.ndarray, special_tokens_mask: np.ndarray) -> np.ndar
     return ~special_tokens_mask.astype(bool, copy=False)
 
 
+def _number_words(maskable: np.ndarray, word_starts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The word of each token, int64 `(tokens,)`, and which words may be masked, bool `(words,)`. Without
+    `word_starts` every token is a word."""
+    if word_starts is None:
+        return np.arange(maskable.size), maskable
+    if word_starts.shape != maskable.shape:
+        raise ValueError(f"`word_starts` must have the shape {maskable.shape}, got {word_starts.shape}.")
+    # Special tokens are words of their own.
+    starts = word_starts.astype(bool) | ~maskable
+    starts[1:] |= ~maskable[:-1]
+    starts[:1] = True
+    return np.cumsum(starts) - 1, maskable[starts]
+
+
 def _replace(
-    input_ids: np.ndarray, selected: np.ndarray, vocabulary: MaskingVocabulary, rng: np.random.Generator
+    input_ids: np.ndarray,
+    selected_words: np.ndarray,
+    word_numbers: np.ndarray,
+    vocabulary: MaskingVocabulary,
+    rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of the selected tokens 80 % become `[MASK]`, 10 % a random word, 10 % stay."""
+    """Masked ids and labels. Of the selected tokens 80 % become `[MASK]`, 10 % a random word, 10 % stay; with similar
+    words that is decided for a word as a whole."""
+    selected = selected_words[word_numbers]
+    labels = np.where(selected, input_ids, IGNORED_LABEL)
+    if vocabulary.similar_words is not None:
+        return _replace_by_similar_words(input_ids, selected_words, word_numbers, vocabulary, rng), labels
     positions = np.flatnonzero(selected)
     original = input_ids[positions]
     # For a handful of tokens `random` takes a fifth of the time of `integers`.
@@ -58,9 +88,28 @@ def _replace(
     masked_input_ids[positions] = np.where(
         decision < 0.8, vocabulary.mask_token_id, np.where(decision < 0.9, random_words, original)
     )
-    labels = np.full_like(input_ids, IGNORED_LABEL)
-    labels[positions] = original
     return masked_input_ids, labels
+
+
+def _replace_by_similar_words(
+    input_ids: np.ndarray,
+    selected_words: np.ndarray,
+    word_numbers: np.ndarray,
+    vocabulary: MaskingVocabulary,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Of the selected words 80 % become a similar one, or a random one where there is none, 10 % a random one, 10 %
+    stay."""
+    replaced_input_ids = input_ids.copy()
+    for word in np.flatnonzero(selected_words):
+        positions = np.flatnonzero(word_numbers == word)
+        decision = rng.random()
+        similar = vocabulary.similar_words.get(tuple(input_ids[positions].tolist()))
+        if decision < 0.8 and similar is not None:
+            replaced_input_ids[positions] = similar[rng.integers(len(similar))]
+        elif decision < 0.9:
+            replaced_input_ids[positions] = rng.choice(vocabulary.replacement_token_ids, positions.size)
+    return replaced_input_ids
 
 
 def mask_tokens(
@@ -69,6 +118,7 @@ def mask_tokens(
     vocabulary: MaskingVocabulary,
     rng: np.random.Generator,
     probability: float = 0.15,
+    word_starts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Masked language modeling (MLM): masks each token with the same probability, independently of the others.
@@ -80,6 +130,8 @@ def mask_tokens(
         vocabulary (`MaskingVocabulary`): mask token and random words.
         rng (`np.random.Generator`): source of all draws.
         probability (`float`): share of the tokens that are masked. A short sample may end up with none.
+        word_starts (`np.ndarray`, *optional*): bool `(tokens,)`, true for the first token of each word. Whole words are
+            masked then (Chinese-BERT-wwm), each with that probability.
 
     Returns:
         `masked_input_ids` int64 `(tokens,)` and `labels` int64 `(tokens,)`: the original id where a token was selected,
@@ -87,8 +139,9 @@ def mask_tokens(
     """
     _check_probability(probability)
     maskable = _maskable(input_ids, special_tokens_mask)
-    selected = maskable & (rng.random(input_ids.size) < probability)
-    return _replace(input_ids, selected, vocabulary, rng)
+    word_numbers, maskable_words = _number_words(maskable, word_starts)
+    selected = maskable_words & (rng.random(maskable_words.size) < probability)
+    return _replace(input_ids, selected, word_numbers, vocabulary, rng)
 
 
 def mask_segments(
@@ -97,22 +150,24 @@ def mask_segments(
     vocabulary: MaskingVocabulary,
     rng: np.random.Generator,
     probability: float = 0.10,
+    word_starts: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Masked segment modeling (MSM): each token is an anchor with the same probability; 0, 1 or 2 following tokens
     (uniformly) are masked with it. Segments may meet and overlap; a segment ends before a special token.
 
-    Args and returns as for [`mask_tokens`]; `probability` is that of an anchor.
+    Args and returns as for [`mask_tokens`]; `probability` is that of an anchor. With `word_starts`, anchors and those
+    that follow are whole words.
     """
     _check_probability(probability)
-    maskable = _maskable(input_ids, special_tokens_mask)
-    anchors = maskable & (rng.random(input_ids.size) < probability)
-    # Uniform in [0, 3): the whole part is the number of following tokens.
-    following = 3 * rng.random(input_ids.size)
+    word_numbers, maskable = _number_words(_maskable(input_ids, special_tokens_mask), word_starts)
+    anchors = maskable & (rng.random(maskable.size) < probability)
+    # Uniform in [0, 3): the whole part is the number of following words.
+    following = 3 * rng.random(maskable.size)
     selected = anchors.copy()
     selected[1:] |= anchors[:-1] & (following[:-1] >= 1) & maskable[1:]
     selected[2:] |= anchors[:-2] & (following[:-2] >= 2) & maskable[1:-1] & maskable[2:]
-    return _replace(input_ids, selected, vocabulary, rng)
+    return _replace(input_ids, selected, word_numbers, vocabulary, rng)
 
 
 def mask_regions_independently(num_regions: int, rng: np.random.Generator, probability: float = 0.15) -> np.ndarray:

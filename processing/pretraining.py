@@ -13,7 +13,7 @@ The second stage of the two-stage schedule calls `set_objectives(("msm", "mrm", 
 two takes effect with the next iteration over the loader, whose workers have copies of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from .masking import (
 )
 from .processing_interbert import pad_regions
 from .region_dataset import RegionDataset
+from .words import MASKING_UNITS, MaskingUnit, find_word_starts
 
 TEXT_OBJECTIVES = ("mlm", "msm")
 REGION_OBJECTIVES = ("mom", "mrm")
@@ -273,6 +274,10 @@ class PretrainingCollator:
             be read off a masked region. The modality alternates by sample and by epoch.
         text_mask_probability (`float`, optional):
             Share of tokens that are masked (MLM) or begin a masked segment (MSM); by default the paper's 0.15 and 0.10.
+        masking_unit (`"token"`, `"word"` or `"jieba"`):
+            What is masked as a whole: tokens, words between white space and punctuation, or Chinese words.
+        similar_words (mapping, *optional*):
+            With it, words become similar ones in place of `[MASK]`, see [`read_similar_words`].
         region_mask_probability (`float`):
             Share of regions that are masked (MOM) or masked together with what overlaps them (MRM).
         max_length (`int`):
@@ -291,7 +296,15 @@ class PretrainingCollator:
         region_mask_probability: float = 0.15,
         max_length: int = 36,
         max_regions: int | None = 36,
+        masking_unit: MaskingUnit = "token",
+        similar_words: Mapping[tuple[int, ...], np.ndarray] | None = None,
     ):
+        if masking_unit not in MASKING_UNITS:
+            raise ValueError(f"`masking_unit` must be one of {list(MASKING_UNITS)}, got {masking_unit!r}.")
+        if masking_unit != "token" and not processor.tokenizer.is_fast:
+            raise ValueError(
+                f"`masking_unit={masking_unit!r}` needs a fast tokenizer, got {type(processor.tokenizer)}."
+            )
         if region_objective not in REGION_TARGET_COLUMNS:
             raise ValueError(
                 f"`region_objective` must be one of {list(REGION_TARGET_COLUMNS)}, got {region_objective!r}."
@@ -308,7 +321,8 @@ class PretrainingCollator:
         self.region_mask_probability = region_mask_probability
         self.max_length = max_length
         self.max_regions = max_regions
-        self.vocabulary = MaskingVocabulary.from_tokenizer(processor.tokenizer)
+        self.masking_unit = masking_unit
+        self.vocabulary = MaskingVocabulary.from_tokenizer(processor.tokenizer, similar_words)
         # A lookup by id also finds special tokens that stand in the text itself, such as [UNK].
         special_ids = processor.tokenizer.all_special_ids
         self._is_special = np.zeros(max(*special_ids, self.vocabulary.replacement_token_ids[-1]) + 1, dtype=bool)
@@ -335,9 +349,10 @@ class PretrainingCollator:
         samples = self._with_in_batch_negatives(samples)
         records = [sample["record"] for sample in samples]
         batch = self.tokenize([sample["caption"] for sample in samples])
+        word_starts = batch.pop("word_starts", None)
         batch.update(pad_regions(records, self.processor.region_feature_size, self.max_regions))
         if self.objectives.text is not None:
-            batch["labels"] = self.mask_text(batch, samples)
+            batch["labels"] = self.mask_text(batch, samples, word_starts)
         if self.objectives.regions is not None:
             batch["region_targets"], batch["region_target_mask"] = self.mask_regions(batch, samples)
         if self.objectives.matching:
@@ -364,7 +379,8 @@ class PretrainingCollator:
         return replaced
 
     def tokenize(self, captions: list[str]) -> dict[str, np.ndarray]:
-        """`input_ids`, `attention_mask` and `token_type_ids` of a list of captions, int64 `(batch, tokens)`."""
+        """`input_ids`, `attention_mask` and `token_type_ids` of a list of captions, int64 `(batch, tokens)`, and
+        `word_starts` where words are masked as a whole, bool `(batch, tokens)`."""
         names = ("input_ids", "attention_mask", "token_type_ids")
         encoding = self.processor.tokenizer(
             captions,
@@ -373,9 +389,13 @@ class PretrainingCollator:
             max_length=self.max_length,
             return_attention_mask=True,
             return_token_type_ids=True,
+            return_offsets_mapping=self.masking_unit == "jieba",
         )
         # Faster here than `return_tensors="np"`.
-        return {name: np.array(encoding[name], dtype=np.int64) for name in names}
+        batch = {name: np.array(encoding[name], dtype=np.int64) for name in names}
+        if self.masking_unit != "token" and self.objectives.text is not None:
+            batch["word_starts"] = find_word_starts(captions, encoding, self.masking_unit)
+        return batch
 
     def _is_masked(self, sample: dict[str, Any], modality: Literal["text", "regions"]) -> bool:
         objectives = self.objectives
@@ -383,7 +403,9 @@ class PretrainingCollator:
             return True
         return modality == ("text", "regions")[(sample["index"] + sample["epoch"]) % 2]
 
-    def mask_text(self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]]) -> np.ndarray:
+    def mask_text(
+        self, batch: dict[str, np.ndarray], samples: list[dict[str, Any]], word_starts: np.ndarray | None = None
+    ) -> np.ndarray:
         """Masks `input_ids` of the batch in place. Returns `labels`, int64 `(batch, tokens)`."""
         mask = mask_tokens if self.objectives.text == "mlm" else mask_segments
         rate = {} if self.text_mask_probability is None else {"probability": self.text_mask_probability}
@@ -398,7 +420,12 @@ class PretrainingCollator:
                 continue
             text = slice(starts[i], stops[i])
             input_ids[i, text], text_labels = mask(
-                input_ids[i, text], is_special[i, text], self.vocabulary, sample["rng"], **rate
+                input_ids[i, text],
+                is_special[i, text],
+                self.vocabulary,
+                sample["rng"],
+                word_starts=None if word_starts is None else word_starts[i, text],
+                **rate,
             )
             if sample["itm_label"] != 1:
                 labels[i, text] = text_labels
