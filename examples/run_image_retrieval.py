@@ -20,6 +20,9 @@ The paper's run on Flickr30K, from a pretrained checkpoint, and the same checkpo
         --model_name_or_path org/interbert-base --dataset_name org/flickr30k-regions --validation_split test \\
         --output_dir outputs/zero_shot
 
+Evaluation tells recall of images by captions and of captions by images, and the precision among the five best images.
+With `--queries` other texts than the captions are evaluated, each with its relevant images and with its pool.
+
 `--do_predict` writes the scores of the test split: a matrix of captions and images, with their ids beside it. Scoring
 that was stopped goes on where it was.
 """
@@ -42,9 +45,10 @@ from finetuning import Batch, TaskArguments, check_held_out, make_loader, train_
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForImageRetrieval
 from processing import CaptionedImages, InterBERTProcessor, RegionDataset, load_region_dataset
-from processing.tasks import RetrievalCollator, RetrievalExamples
+from processing.ranking import precision_at_k, retrieval_recall
+from processing.tasks import RetrievalCollator, RetrievalExamples, read_queries
 from result_files import check_ids, write_retrieval_scores
-from retrieval_evaluation import recall_of_captions, score_captions_against_images
+from retrieval_evaluation import score_captions_against_images
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
 
@@ -85,6 +89,13 @@ class RetrievalArguments:
     )
     max_seq_length: int = field(default=30, metadata={"help": "Captions are cut to this number of tokens."})
     max_regions: int = field(default=100, metadata={"help": "Of each image, this many regions are used."})
+    queries: str | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluates these texts in place of captions: JSON lines of a `text`, the ids of the `relevant` "
+            "images and, if these are not to be found among all images, those of its `pool`."
+        },
+    )
     captions_per_image: int | None = field(
         default=None, metadata={"help": "Evaluates with the first captions of each image alone. By default with all."}
     )
@@ -101,42 +112,83 @@ class RetrievalArguments:
 @dataclass
 class Queries:
     """
-    Captions and the images to be found by them.
+    Texts and the images to be found by them.
 
     Args:
         records: Region records of the images, read when they are asked for.
         image_ids: Of the images.
-        captions: Of all images, image by image.
-        image_of_caption: int64 `(captions,)`, which of the images each caption is of.
         num_left_out: Images that have no captions or no regions.
+        texts: What is searched for.
+        right_images: Of each text, the numbers of its images.
+        pools: Of each text, the numbers of the images that it is searched among, if these are not all.
     """
 
     records: Sequence[dict[str, Any]]
     image_ids: list[str]
-    captions: list[str]
-    image_of_caption: np.ndarray
     num_left_out: int
+    texts: list[str]
+    right_images: list[list[int]]
+    pools: list[list[int] | None]
 
     @classmethod
-    def of(cls, regions: RegionDataset, max_images: int | None, args: RetrievalArguments) -> "Queries":
+    def of_captions(cls, regions: RegionDataset, max_images: int | None, args: RetrievalArguments) -> "Queries":
+        """The captions of the (first) images, image by image."""
         images = CaptionedImages(regions, args.caption_column)
         rows = images.usable_images[:max_images].tolist()
         captions = [images.captions(row)[: args.captions_per_image] for row in rows]
-        counts = [len(own) for own in captions]
         all_ids = list(regions.dataset["image_id"])
+        texts = [caption for own in captions for caption in own]
         return cls(
             Subset(regions, rows),
             [all_ids[row] for row in rows],
-            [caption for own in captions for caption in own],
-            np.repeat(np.arange(len(rows)), counts),
             images.num_skipped_images,
+            texts,
+            right_images=[[number] for number, own in enumerate(captions) for _ in own],
+            pools=[None] * len(texts),
+        )
+
+    @classmethod
+    def of_file(cls, path: str, regions: RegionDataset) -> "Queries":
+        """
+        Texts of a file, searched for among all images that have regions.
+
+        Raises:
+            ValueError: an image is not there, or has no regions.
+        """
+        queries = read_queries(path)
+        all_ids = list(regions.dataset["image_id"])
+        rows = np.flatnonzero(regions.region_counts()).tolist()
+        image_ids = [all_ids[row] for row in rows]
+        numbers = {image_id: number for number, image_id in enumerate(image_ids)}
+
+        def number_of(image_id: str) -> int:
+            if image_id not in numbers:
+                raise ValueError(f"{path}: expected ids of images with regions, got {image_id!r}.")
+            return numbers[image_id]
+
+        return cls(
+            Subset(regions, rows),
+            image_ids,
+            len(all_ids) - len(rows),
+            [query.text for query in queries],
+            right_images=[[number_of(image_id) for image_id in query.relevant] for query in queries],
+            pools=[None if query.pool is None else [number_of(i) for i in query.pool] for query in queries],
         )
 
     def __str__(self) -> str:
         return (
-            f"{len(self.captions):,} captions and {len(self.records):,} images (left out for lack of captions or "
-            f"regions: {self.num_left_out:,})"
+            f"{len(self.texts):,} texts and {len(self.records):,} images (left out for lack of captions or regions: "
+            f"{self.num_left_out:,})"
         )
+
+    def measure(self, scores: np.ndarray) -> dict[str, float]:
+        """Recall, median rank and precision of scores `(texts, images)`."""
+        scores = scores.copy()
+        for row, pool in zip(scores, self.pools, strict=True):
+            if pool is not None:
+                row[np.setdiff1d(np.arange(len(row)), pool)] = -np.inf
+        recalls = retrieval_recall(scores, self.right_images)
+        return recalls | precision_at_k(scores, self.right_images, ks=(5,))
 
 
 def identify(sample: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +212,7 @@ def score(
         accelerator,
         model,
         processor,
-        queries.captions,
+        queries.texts,
         queries.records,
         batch_size=args.score_batch_size,
         max_length=args.max_seq_length,
@@ -216,10 +268,13 @@ def main():
         )
     validation, test = None, None
     if validation_regions is not None:
-        validation = Queries.of(validation_regions, task_args.max_eval_samples, args)
+        if args.queries is not None:
+            validation = Queries.of_file(args.queries, validation_regions)
+        else:
+            validation = Queries.of_captions(validation_regions, task_args.max_eval_samples, args)
         accelerator.print(f"{validation} to evaluate on; {accelerator.num_processes} process(es).")
     if test_regions is not None:
-        test = Queries.of(test_regions, task_args.max_predict_samples, args)
+        test = Queries.of_captions(test_regions, task_args.max_predict_samples, args)
         check_ids("image_ids", test.image_ids)
         accelerator.print(f"{test} to score.")
     if train_regions is not None and validation is not None:
@@ -238,8 +293,7 @@ def main():
 
     def evaluate(model):
         scores = score(accelerator, model, processor, validation, args, cache_dir)
-        recalls = recall_of_captions(scores, validation.image_of_caption)
-        return {f"eval_{name}": value for name, value in recalls.items()}
+        return {f"eval_{name}": value for name, value in validation.measure(scores).items()}
 
     model = train_and_evaluate(
         accelerator,
@@ -256,8 +310,9 @@ def main():
         scores = score(accelerator, model, processor, test, args, cache_dir)
         if accelerator.is_main_process:
             folder = Path(output_args.output_dir)
-            write_retrieval_scores(folder, scores, test.captions, test.image_of_caption, test.image_ids)
-            print(f"The scores of {len(test.captions):,} captions and {len(test.records):,} images are in {folder}.")
+            image_of_caption = [number for (number,) in test.right_images]
+            write_retrieval_scores(folder, scores, test.texts, image_of_caption, test.image_ids)
+            print(f"The scores of {len(test.texts):,} captions and {len(test.records):,} images are in {folder}.")
     if accelerator.is_main_process:
         shutil.rmtree(cache_dir, ignore_errors=True)
     accelerator.end_training()

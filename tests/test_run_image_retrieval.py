@@ -24,7 +24,7 @@ from model_loading import ModelArguments
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from processing import InterBERTProcessor, load_region_dataset
 from retrieval_evaluation import score_captions_against_images
-from run_image_retrieval import RetrievalArguments, is_chosen
+from run_image_retrieval import Queries, RetrievalArguments, is_chosen
 from training import OutputArguments, TrainingArguments, TrainingRun
 
 TINY = (
@@ -211,6 +211,43 @@ def test_two_processes_score_like_one(trained, scenes, tmp_path):
     assert results_of(tmp_path / "two") == results_of(tmp_path / "one")
     scores = [np.load(tmp_path / name / "retrieval_scores.npy") for name in ("two", "one")]
     np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+def test_texts_with_pools(scenes, tmp_path):
+    regions = load_region_dataset(scenes, "test")
+    ids = list(regions.dataset["image_id"])
+    queries = [
+        {"text": "one", "relevant": [ids[0], ids[3]]},
+        {"text": "two", "relevant": [ids[1]], "pool": [ids[1], ids[2], ids[5], ids[6], ids[7], ids[8]]},
+    ]
+    path = tmp_path / "queries.jsonl"
+    path.write_text("".join(json.dumps(query) + "\n" for query in queries))
+    found = Queries.of_file(str(path), regions)
+    assert (len(found.records), found.texts, found.right_images) == (12, ["one", "two"], [[0, 3], [1]])
+    # Images 4, 3, 0, … are found by the first text, 0, 3, 9, 10, 11, 4, 2, 1, … by the second: of its pool 2, 1, ….
+    scores = np.zeros((2, 12), dtype=np.float32)
+    scores[0, [4, 3, 0]] = [9, 8, 7]
+    scores[1, [0, 3, 9, 10, 11, 4, 2, 1]] = [9, 8, 7, 6, 5, 4, 3, 2]
+    measured = found.measure(scores)
+    assert measured["image_recall_at_1"] == 0 and measured["image_recall_at_5"] == 1
+    assert measured["image_median_rank"] == 2
+    assert measured["precision_at_5"] == pytest.approx((2 / 5 + 1 / 5) / 2)
+    assert scores[1, 0] == 9  # as they were
+
+
+@pytest.mark.parametrize(
+    "query, message",
+    [
+        ({"text": "", "relevant": ["a"]}, "line 1: expected a text and ids of relevant images"),
+        ({"text": "x", "relevant": []}, "line 1: expected a text and ids of relevant images"),
+        ({"text": "x", "relevant": ["a"], "pool": ["b"]}, r"expected the relevant images to be in the pool, .*\['a'\]"),
+        ({"text": "x", "relevant": ["nosuch"]}, "expected ids of images with regions, got 'nosuch'"),
+    ],
+)
+def test_bad_queries(scenes, tmp_path, query, message):
+    (tmp_path / "queries.jsonl").write_text(json.dumps(query))
+    with pytest.raises(ValueError, match=message):
+        Queries.of_file(str(tmp_path / "queries.jsonl"), load_region_dataset(scenes, "test"))
 
 
 def test_the_first_pair_is_chosen_only_if_it_is_above_all_others():

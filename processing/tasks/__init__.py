@@ -2,7 +2,7 @@ from .captions import ImageCaptions, read_captions, read_image_captions
 from .files import canonical_image_id
 from .glue import GLUE_TASKS, STS_SCORES, GLUECollator, GLUEExample, GLUETask, read_glue, read_glue_dataset, split_glue
 from .region_examples import ExamplesWithRegions
-from .retrieval import RetrievalCollator, RetrievalExamples
+from .retrieval import RetrievalCollator, RetrievalExamples, RetrievalQuery, read_queries
 from .vcr import (
     VCRCollator,
     VCRDataset,
@@ -33,6 +33,7 @@ __all__ = [
     "ImageCaptions",
     "RetrievalCollator",
     "RetrievalExamples",
+    "RetrievalQuery",
     "VCRCollator",
     "VCRDataset",
     "VCRExample",
@@ -49,6 +50,7 @@ __all__ = [
     "read_glue",
     "read_glue_dataset",
     "read_image_captions",
+    "read_queries",
     "read_questions",
     "read_vcr",
     "read_vcr_metadata",

@@ -1,6 +1,8 @@
 """Image-text retrieval: captions with their images, and what they are told apart from (paper, section 4.3)."""
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -8,9 +10,53 @@ import torch
 
 from processing.captioned_images import CaptionedImages
 
+from .files import read_records
 from .region_examples import region_tensors
 
 NEGATIVES = ("images", "pairs")
+
+
+@dataclass(frozen=True)
+class RetrievalQuery:
+    """
+    A text and the images that it is to find.
+
+    Args:
+        text (`str`): What is searched for.
+        relevant (`list[str]`): Ids of the images that are right, at least one.
+        pool (`list[str]`, *optional*): Ids of the images that it is searched among; all images by default.
+    """
+
+    text: str
+    relevant: list[str]
+    pool: list[str] | None = None
+
+
+def read_queries(path: str | os.PathLike) -> list[RetrievalQuery]:
+    """
+    Reads texts with their pools, as the recall of products is measured by.
+
+    Args:
+        path (`str` or `os.PathLike`): JSON or JSON lines of `{"text": str, "relevant": [id, …], "pool": [id, …]}`, the
+            last of which may be left out.
+
+    Raises:
+        ValueError: there are none; a text is empty, has no relevant images, or has one that is not in its pool.
+    """
+    queries = []
+    for record in read_records(path):
+        query = RetrievalQuery(
+            record.text("text"), record.texts("relevant"), record.texts("pool") if "pool" in record else None
+        )
+        if not query.text.strip() or not query.relevant:
+            raise record.error(f"expected a text and ids of relevant images, got {dict(record)!r:.200}.")
+        outside = set(query.relevant) - set(query.relevant if query.pool is None else query.pool)
+        if outside:
+            raise record.error(f"expected the relevant images to be in the pool, got others: {sorted(outside)[:5]}.")
+        queries.append(query)
+    if not queries:
+        raise ValueError(f"{path}: expected queries, got none.")
+    return queries
 
 
 class RetrievalExamples(torch.utils.data.Dataset):
