@@ -47,18 +47,17 @@ from comparison import (
     write_comparison,
 )
 
-RECALLS = {
+MEASURES = {
     f"{title} R@{k}": f"{direction}_recall_at_{k}"
     for direction, title in (("image", "caption → image"), ("text", "image → caption"))
     for k in (1, 5, 10)
 }
-# Model -> percent of the training images -> seed -> what was measured
+# Model -> part of the data -> seed -> what was measured
 Results = Mapping[str, Mapping[int, Mapping[int, Mapping[str, float]]]]
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Finetune several models for image retrieval on parts of the data.")
-    add_models_argument(parser, "run_image_retrieval.py")
     parser.add_argument(
         "--train_percents",
         nargs="+",
@@ -67,8 +66,7 @@ def parse_args() -> argparse.Namespace:
         help="Parts of the training images that are finetuned on, the first ones of the split.",
     )
     parser.add_argument("--train_split", default="train", help="Split that they are parts of.")
-    add_keep_models_argument(parser)
-    add_run_arguments(parser, "run_image_retrieval.py")
+    add_comparison_arguments(parser)
     args = parser.parse_args()
     check_names(parser, "--models", [name for name, _ in args.models])
     if not all(0 < percent <= 100 for percent in args.train_percents):
@@ -76,53 +74,84 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def finetune(args: argparse.Namespace, model: tuple[str, list[str]], percent: int, seed: int) -> dict[str, float]:
+def add_comparison_arguments(parser: argparse.ArgumentParser):
+    add_models_argument(parser, "run_image_retrieval.py")
+    add_keep_models_argument(parser)
+    add_run_arguments(parser, "run_image_retrieval.py")
+
+
+def finetune(
+    args: argparse.Namespace, model: tuple[str, list[str]], part_name: str, part_arguments: list[str], seed: int
+) -> dict[str, float]:
     """Finetunes unless that has been done, and returns what was measured after the last epoch."""
     name, own_arguments = model
-    folder = args.output_dir / f"{folder_name(name)}-{percent}percent-seed{seed}"
-    split = args.train_split if percent == 100 else f"{args.train_split}[:{percent}%]"
-    arguments = ["--do_train", "--do_eval", *args.arguments, *own_arguments, "--train_split", split]
-    result = run_once("run_image_retrieval.py", [*arguments, "--seed", str(seed)], folder)
+    folder = args.output_dir / f"{folder_name(name)}-{part_name}-seed{seed}"
+    arguments = ["--do_train", "--do_eval", *args.arguments, *own_arguments, *part_arguments, "--seed", str(seed)]
+    result = run_once("run_image_retrieval.py", arguments, folder)
     if not args.keep_models:
         remove_weights(folder)
     return result
 
 
-def scores(runs: Mapping[int, Mapping[str, float]], recall: str, prefix: str) -> list[float]:
+def scores(runs: Mapping[int, Mapping[str, float]], measure: str, prefix: str) -> list[float]:
     """Of all seeds, in percent."""
-    return [100 * run[prefix + recall] for run in runs.values() if prefix + recall in run]
+    return [100 * run[prefix + measure] for run in runs.values() if prefix + measure in run]
 
 
-def summarize(results: Results) -> list[dict[str, str]]:
+def summarize(results: Results, measures: Mapping[str, str], unit: str) -> list[dict[str, str]]:
     """A row for each model and part of the data, and one for its raw weights if others are averaged."""
     rows = []
     for model, parts in results.items():
-        for percent, runs in parts.items():
+        for size, runs in parts.items():
             for name, prefix in ((model, "eval_"), (f"{model}, raw weights", "eval_raw_")):
-                cells = {title: format_scores(scores(runs, recall, prefix)) for title, recall in RECALLS.items()}
+                cells = {title: format_scores(scores(runs, measure, prefix)) for title, measure in measures.items()}
                 if set(cells.values()) != {"-"}:
-                    rows.append({"model": name, "training data": f"{percent} %"} | cells)
+                    rows.append({"model": name, unit: f"{size:,}"} | cells)
     return rows
+
+
+def compare(
+    args: argparse.Namespace,
+    parts: Mapping[int, tuple[str, list[str]]],
+    measures: Mapping[str, str],
+    unit: str,
+):
+    """
+    Finetunes each model on each part of the data with each seed, and writes the comparison after every run.
+
+    Args:
+        parts: By size, its name for a folder, and the arguments of run_image_retrieval.py for it.
+        measures: By title, names of what is measured; the first three are drawn.
+        unit: What the sizes are.
+    """
+    results: dict[str, Any] = {name: {size: {} for size in parts} for name, _ in args.models}
+    for seed in args.seeds:
+        for size, (part_name, part_arguments) in parts.items():
+            for model in args.models:
+                results[model[0]][size][seed] = finetune(args, model, part_name, part_arguments, seed)
+                rows = summarize(results, measures, unit)
+                write_comparison(args.output_dir, results, rows)
+                panels = {
+                    f"{title} (%)": {
+                        name: {size: scores(runs, measure, "eval_") for size, runs in own.items()}
+                        for name, own in results.items()
+                    }
+                    for title, measure in list(measures.items())[:3]
+                }
+                draw_lines(panels, args.output_dir / "comparison.png", unit)
+    print_comparison(args.output_dir, rows)
 
 
 def main():
     args = parse_args()
-    results: dict[str, Any] = {name: {percent: {} for percent in args.train_percents} for name, _ in args.models}
-    for seed in args.seeds:
-        for percent in args.train_percents:
-            for model in args.models:
-                results[model[0]][percent][seed] = finetune(args, model, percent, seed)
-                rows = summarize(results)
-                write_comparison(args.output_dir, results, rows)
-                panels = {
-                    title: {
-                        name: {percent: scores(runs, recall, "eval_") for percent, runs in parts.items()}
-                        for name, parts in results.items()
-                    }
-                    for title, recall in list(RECALLS.items())[:3]
-                }
-                draw_lines(panels, args.output_dir / "comparison.png", "training images (%)")
-    print_comparison(args.output_dir, rows)
+    parts = {
+        percent: (
+            f"{percent}percent",
+            ["--train_split", args.train_split if percent == 100 else f"{args.train_split}[:{percent}%]"],
+        )
+        for percent in args.train_percents
+    }
+    compare(args, parts, MEASURES, "training images (%)")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,17 @@ def test_variants_of_the_paper_s_recipe(name, epochs):
     assert model.layout == ("release" if name == "pretrain_release" else "paper")
 
 
+@pytest.mark.parametrize("name", ["pretrain_chinese_wwm", "pretrain_chinese_macbert", "chinese_masking_schedule"])
+def test_chinese_recipes(name):
+    recipes = [RECIPES / f"{recipe}.yaml" for recipe in ("pretrain_base", "pretrain_chinese", name)]
+    model, data, objectives, training, _ = pretraining_arguments(*recipes)
+    assert "chinese" in model.bert_name_or_path and model.layout == "paper"
+    assert (data.max_seq_length, data.max_regions, objectives.masking_unit) == (38, 16, "jieba")
+    assert sum(objectives.stage_epochs) == 20 and training.learning_rate == 1e-4
+    if name == "chinese_masking_schedule":
+        assert [objectives.text_mask_probability_of(epoch, 20) for epoch in (0, 19)] == [0.30, 0.15]
+
+
 def test_recipes_to_be_compared_differ_in_the_objectives_alone():
     base = RECIPES / "flickr8k" / "pretrain.yaml"
     paths = [path for path in sorted((RECIPES / "flickr8k").glob("*.yaml")) if path != base]

@@ -13,6 +13,7 @@ import compare_on_retrieval
 import compare_on_vqa
 import compare_pretraining
 import comparison
+import run_title_retrieval
 from compare_on_glue import finetune, scores, summarize
 from comparison import draw_bars, format_scores, named_arguments, run_once, write_comparison
 
@@ -36,6 +37,7 @@ def commands(monkeypatch) -> list[list[str]]:
         folder = Path(command[command.index("--output_dir") + 1])
         reached = len(started) / 10
         recalls = {f"eval_image_recall_at_{k}": reached for k in (1, 5, 10)}
+        recalls["eval_precision_at_5"] = reached / 5
         finish(folder, eval_accuracy=reached, majority_accuracy=0.4, **recalls)
         return subprocess.CompletedProcess(command, 0)
 
@@ -105,14 +107,25 @@ def test_parts_of_the_training_data_are_compared(tmp_path, commands, monkeypatch
     results = json.loads((tmp_path / "comparison.json").read_text())
     assert results["none"]["10"]["2"]["eval_image_recall_at_1"] == pytest.approx(0.6)
     lines = (tmp_path / "comparison.md").read_text().splitlines()
-    assert lines[0].startswith("| model | training data | caption → image R@1 |")
+    assert lines[0].startswith("| model | training images (%) | caption → image R@1 |")
     assert [line.split(" | ")[:3] for line in lines[2:]] == [
-        ["| pretrained", "10 %", "30.0 ± 28.3"],  # of 10 and 50
-        ["| pretrained", "100 %", "50.0 ± 28.3"],
-        ["| none", "10 %", "40.0 ± 28.3"],
-        ["| none", "100 %", "60.0 ± 28.3"],
+        ["| pretrained", "10", "30.0 ± 28.3"],  # of 10 and 50
+        ["| pretrained", "100", "50.0 ± 28.3"],
+        ["| none", "10", "40.0 ± 28.3"],
+        ["| none", "100", "60.0 ± 28.3"],
     ]
     assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_numbers_of_pairs_are_compared(tmp_path, commands, monkeypatch):
+    command = ["run_title_retrieval.py", "--models", "one=--model_name_or_path p", "--train_pairs", "1000", "2000"]
+    command += ["--seeds", "1", "--output_dir", str(tmp_path), "--", "--dataset_name", "d"]
+    monkeypatch.setattr(sys, "argv", command)
+    run_title_retrieval.main()
+    assert commands[1][-8:-4] == ["--max_train_samples", "2000", "--seed", "1"]
+    lines = (tmp_path / "comparison.md").read_text().splitlines()
+    assert lines[0] == "| model | training pairs | P@5 | R@1 | R@5 | R@10 |"
+    assert lines[3] == "| one | 2,000 | 4.0 | 20.0 | 20.0 | 20.0 |"
 
 
 def answers_of(scores: list[list[float]], images: str) -> list[list[dict]]:
