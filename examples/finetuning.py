@@ -19,7 +19,7 @@ from arguments import to_recipe
 from data_loading import DatasetLoader, EpochLoader
 from files import write_json
 from model_loading import ModelArguments, learning_rate_scales
-from processing import ShuffledBatchSampler
+from processing import RegionDataset, ShuffledBatchSampler, load_region_dataset
 from publishing import publish
 from training import OutputArguments, TrainingArguments, TrainingRun, flat_config, format_table
 
@@ -51,6 +51,23 @@ class TaskArguments:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if not (self.do_train or self.do_eval or self.do_predict):
             raise ValueError("Nothing to do: give `--do_train`, `--do_eval` or `--do_predict`.")
+
+
+@dataclass
+class RegionDatasetArguments:
+    """Which images there are."""
+
+    dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    train_split: str = field(
+        default="train", metadata={"help": "Split to train on; train+validation and train[:10%%] work, too."}
+    )
+    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
+    test_split: str = field(default="test", metadata={"help": "Split to predict for."})
+
+    def load_regions(self, split: str) -> RegionDataset:
+        """The regions of "train", "validation" or "test"."""
+        return load_region_dataset(self.dataset_name, getattr(self, f"{split}_split"), name=self.dataset_config_name)
 
 
 def train_and_evaluate(

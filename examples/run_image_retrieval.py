@@ -41,10 +41,10 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
-from finetuning import Batch, TaskArguments, check_held_out, make_loader, train_and_evaluate
+from finetuning import Batch, RegionDatasetArguments, TaskArguments, check_held_out, make_loader, train_and_evaluate
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForImageRetrieval
-from processing import CaptionedImages, InterBERTProcessor, RegionDataset, load_region_dataset
+from processing import CaptionedImages, InterBERTProcessor, RegionDataset
 from processing.ranking import precision_at_k, retrieval_recall
 from processing.tasks import RetrievalCollator, RetrievalExamples, read_queries
 from result_files import check_ids, write_retrieval_scores
@@ -53,14 +53,9 @@ from training import OutputArguments, TrainingArguments, make_accelerator, set_u
 
 
 @dataclass
-class RetrievalArguments:
+class RetrievalArguments(RegionDatasetArguments):
     """What is retrieved, and what it is told apart from in training."""
 
-    dataset_name: str = field(metadata={"help": "Region dataset with captions: a local folder or a Hub name."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split to train on; slices such as train[:10%%] work."})
-    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    test_split: str = field(default="test", metadata={"help": "Split to predict for."})
     caption_column: str = field(default="captions", metadata={"help": "Column of captions."})
     hard_negative_column: str = field(
         default="hard_negatives", metadata={"help": "Column of hard negatives, as mine_hard_negatives.py writes it."}
@@ -237,13 +232,10 @@ def main():
     accelerator = make_accelerator(training_args, output_args, find_unused_parameters=True)
     set_seed(training_args.seed)
 
-    def load(split: str) -> RegionDataset:
-        return load_region_dataset(args.dataset_name, split, name=args.dataset_config_name)
-
     with accelerator.local_main_process_first():
-        train_regions = load(args.train_split) if task_args.do_train else None
-        validation_regions = load(args.validation_split) if task_args.do_eval else None
-        test_regions = load(args.test_split) if task_args.do_predict else None
+        train_regions = args.load_regions("train") if task_args.do_train else None
+        validation_regions = args.load_regions("validation") if task_args.do_eval else None
+        test_regions = args.load_regions("test") if task_args.do_predict else None
     splits = [regions for regions in (train_regions, validation_regions, test_regions) if regions is not None]
     model, processor = load_model(
         InterBERTForImageRetrieval, model_args, splits, must_be_trained=not task_args.do_train

@@ -53,6 +53,7 @@ from arguments import parse_arguments
 from files import write_json_lines
 from finetuning import (
     Batch,
+    RegionDatasetArguments,
     TaskArguments,
     check_held_out,
     load_metric,
@@ -70,14 +71,9 @@ from training import OutputArguments, TrainingArguments, make_accelerator, set_u
 
 
 @dataclass
-class VCRArguments:
+class VCRArguments(RegionDatasetArguments):
     """What is chosen, and for which images."""
 
-    dataset_name: str = field(metadata={"help": "The detector's regions: region dataset, local folder or Hub name."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_split: str = field(default="train", metadata={"help": "Split with the images to train on."})
-    validation_split: str = field(default="validation", metadata={"help": "Split with the images to evaluate on."})
-    test_split: str = field(default="test", metadata={"help": "Split with the images to predict for."})
     train_annotations: str | None = field(default=None, metadata={"help": "VCR's train.jsonl."})
     validation_annotations: str | None = field(default=None, metadata={"help": "VCR's val.jsonl."})
     test_annotations: str | None = field(default=None, metadata={"help": "VCR's test.jsonl, without labels."})
@@ -151,11 +147,10 @@ def load_annotations(args: VCRArguments, split: str, max_samples: int | None) ->
     path = getattr(args, f"{split}_annotations")
     if path is None:
         raise ValueError(f"Expected `--{split}_annotations`, got none.")
-    name = getattr(args, f"{split}_split")
-    regions = load_region_dataset(args.dataset_name, name, name=args.dataset_config_name)
+    regions = args.load_regions(split)
     annotated = None
     if args.annotated_dataset_name is not None:
-        annotated = load_region_dataset(args.annotated_dataset_name, name)
+        annotated = load_region_dataset(args.annotated_dataset_name, getattr(args, f"{split}_split"))
     return VCRDataset(read_vcr(path, args.image_id)[:max_samples], regions, args.metadata_folder, annotated)
 
 

@@ -61,6 +61,7 @@ from configuration_interbert import InterBERTConfig
 from files import write_json_lines
 from finetuning import (
     Batch,
+    RegionDatasetArguments,
     TaskArguments,
     check_held_out,
     load_metric,
@@ -70,7 +71,7 @@ from finetuning import (
 )
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForVQA
-from processing import RegionDataset, load_region_dataset
+from processing import RegionDataset
 from processing.tasks import (
     ExamplesWithRegions,
     VQACollator,
@@ -91,16 +92,9 @@ NUM_KEPT_ANSWERS = 5  # most probable answers that predictions name
 
 
 @dataclass
-class VQAArguments:
+class VQAArguments(RegionDatasetArguments):
     """Which questions there are, about which images, and what may be answered."""
 
-    dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
-    train_split: str = field(
-        default="train", metadata={"help": "Split to train on; train+validation and train[:10%%] work, too."}
-    )
-    validation_split: str = field(default="validation", metadata={"help": "Split to evaluate on."})
-    test_split: str = field(default="test", metadata={"help": "Split to predict for."})
     validation_fraction: float | None = field(
         default=None,
         metadata={
@@ -211,13 +205,13 @@ class Questions:
             )
 
 
-def load_questions(
-    args: VQAArguments, split: str, questions: list[str] | None, annotations: list[str] | None = None
-) -> Questions:
-    """Questions of files, or of the column of a region dataset, and the regions."""
-    regions = load_region_dataset(args.dataset_name, split, name=args.dataset_config_name)
+def load_questions(args: VQAArguments, split: str) -> Questions:
+    """The questions of "train", "validation" or "test", of files or of the column of the dataset, and the regions."""
+    regions = args.load_regions(split)
+    questions = getattr(args, f"{split}_questions")
+    annotations = None if split == "test" else getattr(args, f"{split}_annotations")
     if questions is None:
-        name = f"column {args.question_column!r} of split {split!r}"
+        name = f"column {args.question_column!r} of split {getattr(args, f'{split}_split')!r}"
         return Questions(questions_of_dataset(regions, args.question_column), regions, name)
     paths = zip(questions, annotations or [None] * len(questions), strict=True)
     examples = [example for pair in paths for example in read_questions(*pair)]
@@ -439,7 +433,7 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
     splits = {}
     if task_args.do_train or task_args.do_eval:
         try:
-            train = load_questions(args, args.train_split, args.train_questions, args.train_annotations)
+            train = load_questions(args, "train")
             train.check_answers()
             splits["train"] = train
         except ValueError as error:
@@ -451,12 +445,10 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
     if args.validation_fraction is not None and "train" in splits:
         splits["train"], splits["validation"] = split_by_image(splits["train"], args.validation_fraction)
     elif task_args.do_eval:
-        splits["validation"] = load_questions(
-            args, args.validation_split, args.validation_questions, args.validation_annotations
-        )
+        splits["validation"] = load_questions(args, "validation")
         splits["validation"].check_answers()
     if task_args.do_predict:
-        splits["test"] = load_questions(args, args.test_split, args.test_questions)
+        splits["test"] = load_questions(args, "test")
     if task_args.do_train and task_args.do_eval:
         check_held_out(*(splits[split].ids() for split in ("train", "validation")), "questions")
     limits = {

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from killing import assert_same_weights, killed_at, weights
 
 import run_pretrain
 from generate_scenes import write_scenes
 from processing import load_region_dataset
-from training import TERMINATED, TrainingRun
+from training import TERMINATED
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = (
@@ -43,17 +43,6 @@ def arguments(scenes: Path, output_dir: Path, *more: str) -> list[str]:
     ]
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def assert_same_weights(folder: Path, expected: Path):
-    one, other = weights(folder), weights(expected)
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
 def assert_same_results(folder: Path, expected: Path):
     one, other = (json.loads((path / "all_results.json").read_text()) for path in (folder, expected))
     assert len(one) == len(other)
@@ -61,23 +50,12 @@ def assert_same_results(folder: Path, expected: Path):
         assert result == pytest.approx(expected_result, rel=1e-5)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.fixture
 def pretrain(monkeypatch):
-    """Runs the script in this process, until a step that kills it."""
+    """Runs the script in this process."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    after_step = TrainingRun.after_step
 
-    def run(command: list[str], kill: int | None = None):
-        def after_step_or_death(self):
-            if self.step == kill:
-                raise Killed
-            after_step(self)
-
-        monkeypatch.setattr(TrainingRun, "after_step", after_step_or_death)
+    def run(command: list[str]):
         monkeypatch.setattr(sys, "argv", ["run_pretrain.py", *command])
         run_pretrain.main()
 
@@ -98,8 +76,8 @@ def test_a_killed_pretraining_ends_with_the_same_weights(scenes, tmp_path, pretr
     pretrain(arguments(scenes, tmp_path / "undisturbed", *options))
     killed = arguments(scenes, tmp_path / "killed", *options, "--checkpointing_steps", "4", "--save_total_limit", "1")
     for kill in (5, 9, 13):
-        with pytest.raises(Killed):
-            pretrain(killed, kill)
+        with killed_at(kill):
+            pretrain(killed)
     pretrain(killed)
     assert_same_weights(tmp_path / "killed", tmp_path / "undisturbed")
     assert_same_results(tmp_path / "killed", tmp_path / "undisturbed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from killing import assert_same_weights, killed_at
 from transformers import AutoTokenizer
 
 import mine_hard_negatives
@@ -25,7 +25,7 @@ from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from processing import InterBERTProcessor, load_region_dataset
 from retrieval_evaluation import score_captions_against_images
 from run_image_retrieval import Queries, RetrievalArguments, is_chosen
-from training import OutputArguments, TrainingArguments, TrainingRun
+from training import OutputArguments, TrainingArguments
 
 TINY = (
     "hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,"
@@ -161,16 +161,12 @@ def mined(scenes, tmp_path_factory) -> Path:
     return folder
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize(
     "negatives",
     [("--negatives", "images", "--hard_negative_share", "0.5"), ("--negatives", "pairs", "--loss", "pairs")],
     ids=["paper", "release"],
 )
-def test_a_killed_finetuning_ends_with_the_same_weights(mined, scenes, tmp_path, monkeypatch, negatives):
+def test_a_killed_finetuning_ends_with_the_same_weights(mined, scenes, tmp_path, negatives):
     command = [
         *("--do_train", "--dataset_name", str(mined), "--tokenizer_name", str(scenes / "tokenizer")),
         *("--config_overrides", TINY, "--train_split", "train[:40]", "--per_device_train_batch_size", "25"),
@@ -178,23 +174,12 @@ def test_a_killed_finetuning_ends_with_the_same_weights(mined, scenes, tmp_path,
     ]
     run(*command, "--output_dir", str(tmp_path / "undisturbed"))
     command += ["--output_dir", str(tmp_path / "killed"), "--checkpointing_steps", "3"]
-    after_step = TrainingRun.after_step
-
-    def after_step_or_death(self):
-        if self.step == 5:
-            raise Killed
-        after_step(self)
-
-    monkeypatch.setattr(TrainingRun, "after_step", after_step_or_death)
-    with pytest.raises(Killed):
+    with killed_at(5):
         run(*command)
-    monkeypatch.setattr(TrainingRun, "after_step", after_step)
     run(*command)
     results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("killed", "undisturbed")]
     assert results[0][-1] == pytest.approx(results[1][-1]) and results[0][-1]["step"] == 8
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "undisturbed"))
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+    assert_same_weights(tmp_path / "killed", tmp_path / "undisturbed")
 
 
 def test_two_processes_score_like_one(trained, scenes, tmp_path):

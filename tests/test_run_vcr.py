@@ -11,7 +11,7 @@ from statistics import fmean
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file
+from killing import assert_same_weights, killed_at
 
 import run_vcr
 from arguments import parse_arguments
@@ -23,7 +23,7 @@ from modeling_interbert import InterBERTForMultipleChoice
 from processing import InterBERTProcessor, load_region_dataset
 from processing.tasks import VCRCollator, VCRDataset, VCRExample, read_vcr
 from run_vcr import VCRArguments, check_labels, measure_choices, read_answer_predictions
-from training import OutputArguments, TrainingArguments, TrainingRun
+from training import OutputArguments, TrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_RECORD = REPOSITORY.parent / "shared" / "data" / "vcr" / "vcr_val0_record.json"
@@ -210,34 +210,19 @@ def test_annotated_boxes_may_be_a_region_dataset(data, tmp_path):
     assert 0 < results["eval_answer_accuracy"] < 1
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
+def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
     options = "--do_train --do_eval --task rationale --num_train_epochs 2 --per_device_train_batch_size 8"
     command = [*options.split(), "--learning_rate", "1e-3", "--ema_decay", "0.9", *from_scratch(data), *metadata(data)]
     command += [*annotations(data, train="few", validation="val"), "--max_eval_samples", "20"]
     command += ["--resume_from_checkpoint", "latest"]
     expected = run(data, tmp_path / "undisturbed", *command)
 
-    after_step = TrainingRun.after_step
     command += ["--checkpointing_steps", "2", "--save_total_limit", "1"]
-    for last_step in (3, 7):
-
-        def after_step_or_death(self, last_step=last_step):
-            if self.step == last_step:
-                raise Killed
-            after_step(self)
-
-        monkeypatch.setattr(TrainingRun, "after_step", after_step_or_death)
-        with pytest.raises(Killed):
+    for step in (3, 7):
+        with killed_at(step):
             run(data, tmp_path / "killed", *command)
-    monkeypatch.setattr(TrainingRun, "after_step", after_step)
     assert run(data, tmp_path / "killed", *command) == pytest.approx(expected, rel=1e-5)
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "undisturbed"))
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+    assert_same_weights(tmp_path / "killed", tmp_path / "undisturbed")
 
 
 @pytest.mark.skipif(not REAL_RECORD.exists(), reason="needs the VCR sample")

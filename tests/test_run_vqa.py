@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from killing import assert_same_weights, killed_at
 from transformers import AutoTokenizer
 
 import run_vqa
@@ -31,7 +31,7 @@ from run_vqa import (
     score_answers,
     split_by_image,
 )
-from training import OutputArguments, TrainingArguments, TrainingRun
+from training import OutputArguments, TrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = (
@@ -205,34 +205,19 @@ def test_the_column_of_a_dataset_that_is_divided_by_image(data, tmp_path, capsys
     assert "Left out for lack of a right answer among these: " in output
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_training_ends_with_the_same_weights(data, tmp_path, monkeypatch):
+def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
     options = "--do_train --do_eval --num_train_epochs 2 --per_device_train_batch_size 16 --learning_rate 1e-3"
     command = [*options.split(), "--ema_decay", "0.9", "--min_answer_occurrences", "1", *from_scratch(data)]
     command += ["--train_questions", str(data / "few.jsonl"), "--validation_questions", str(data / "test.jsonl")]
     command += ["--validation_split", "test", "--resume_from_checkpoint", "latest"]
     expected = run(data, tmp_path / "undisturbed", *command)
 
-    after_step = TrainingRun.after_step
     command += ["--checkpointing_steps", "2", "--save_total_limit", "1"]
-    for last_step in (3, 5):
-
-        def after_step_or_death(self, last_step=last_step):
-            if self.step == last_step:
-                raise Killed
-            after_step(self)
-
-        monkeypatch.setattr(TrainingRun, "after_step", after_step_or_death)
-        with pytest.raises(Killed):
+    for step in (3, 5):
+        with killed_at(step):
             run(data, tmp_path / "killed", *command)
-    monkeypatch.setattr(TrainingRun, "after_step", after_step)
     assert run(data, tmp_path / "killed", *command) == pytest.approx(expected, rel=1e-5)
-    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "undisturbed"))
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
+    assert_same_weights(tmp_path / "killed", tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(

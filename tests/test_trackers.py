@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from killing import killed_at
 from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-from test_resuming import TINY, TWO_PROCESSES, Killed, arguments, finish
+from test_resuming import TINY, TWO_PROCESSES, arguments, finish
 from test_resuming import pretrain as pretrain
 from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -122,8 +123,8 @@ def test_learning_rate_of_what_came_from_bert(scenes, tmp_path, pretrain):
 def run_with_kills(pretrain, command: list[str]):
     """Dies in the middle of steps 3 (before the first checkpoint), 7, 11 and 12."""
     for kill in (2, 6, 10, 11):
-        with pytest.raises(Killed):
-            pretrain(command, kill)
+        with killed_at(kill):
+            pretrain(command)
         time.sleep(1)  # files of one process are read in the order of the seconds in which they were begun
     pretrain(command)
 
@@ -146,8 +147,8 @@ def test_what_was_shown_together_stays_together(scenes, tmp_path, pretrain):
     options = ["--num_train_epochs", "2", "--checkpointing_steps", "4", *LOG_ALL, "--logging_steps", "3"]
     pretrain(arguments(scenes, tmp_path / "undisturbed", *options))
     killed = arguments(scenes, tmp_path / "killed", *options)
-    with pytest.raises(Killed):
-        pretrain(killed, kill=4)
+    with killed_at(4):
+        pretrain(killed)
     pretrain(killed)
     points = read_tensorboard(tmp_path / "killed")["train/loss"]
     expected = read_tensorboard(tmp_path / "undisturbed")["train/loss"]
@@ -190,8 +191,8 @@ def test_trackio_goes_on_with_the_same_run(scenes, tmp_path, pretrain, monkeypat
     pytest.importorskip("trackio")
     options = ["--num_train_epochs", "2", "--checkpointing_steps", "4", "--with_tracking", "--report_to", "trackio"]
     command = arguments(scenes, tmp_path / "out", *options, "--logging_steps", "1")
-    with pytest.raises(Killed):
-        pretrain(command, kill=6)
+    with killed_at(6):
+        pretrain(command)
     pretrain(command)
     with sqlite3.connect(tmp_path / "trackio" / "interbert.db") as database:
         rows = database.execute("select run_name, step, metrics from metrics").fetchall()
