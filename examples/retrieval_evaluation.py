@@ -12,9 +12,11 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from modeling_interbert import match_log_odds
 from processing.ranking import retrieval_recall
 
 IMAGES_PER_BLOCK = 16
+AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's mixed precision
 
 
 @torch.inference_mode()
@@ -113,16 +115,14 @@ def _score_block(
     with accelerator.autocast():
         region_embeds = model.interbert.embed_regions(**image_inputs)
     for chosen, text_inputs in text_blocks:
-        pairs = {name: tensor.repeat_interleave(num_images, dim=0) for name, tensor in text_inputs.items()}
-        pairs["region_embeds"] = region_embeds.repeat(len(chosen), 1, 1)
-        pairs["region_attention_mask"] = image_inputs["region_attention_mask"].repeat(len(chosen), 1)
-        with accelerator.autocast():
-            outputs = model.interbert(**pairs, pooled_only=True)
-        # Outside of autocast: half precision has so few digits that pairs would tie.
-        dtype = model.itm_head.classifier.weight.dtype
-        logits = model.itm_head(outputs.text_pooler_output.to(dtype), outputs.vision_pooler_output.to(dtype)).float()
-        rows = torch.as_tensor(chosen, device=accelerator.device)
-        scores[rows] = (logits[:, 0] - logits[:, 1]).view(len(chosen), num_images)
+        log_odds = match_log_odds(
+            model,
+            text_inputs,
+            region_embeds,
+            image_inputs["region_attention_mask"],
+            AUTOCAST_DTYPES[accelerator.mixed_precision],
+        )
+        scores[torch.as_tensor(chosen, device=accelerator.device)] = log_odds
         progress_bar.update(len(chosen) * num_images)
     return scores
 

@@ -11,8 +11,11 @@ from .modeling_interbert import (
     InterBERTModelOutput,
     InterBERTPreTrainedModel,
 )
+from .retriever import ImageMatch, IndexReport, InterBERTRetriever, match_log_odds
 
 __all__ = [
+    "ImageMatch",
+    "IndexReport",
     "InterBERTClassifierOutput",
     "InterBERTForImageRetrieval",
     "InterBERTForImageRetrievalOutput",
@@ -24,4 +27,6 @@ __all__ = [
     "InterBERTModel",
     "InterBERTModelOutput",
     "InterBERTPreTrainedModel",
+    "InterBERTRetriever",
+    "match_log_odds",
 ]
