@@ -1,4 +1,6 @@
-import subprocess
+"""ONNX exports that compute what PyTorch does, or are not written."""
+
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,32 +9,21 @@ import pytest
 import torch
 from model_fixtures import assert_close, task_model, tiny_inputs
 
+import export_onnx
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForPreTraining, InterBERTForVQA
 
-SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "export_onnx.py"
+
+def run_script(*arguments):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+        export_onnx.main()
 
 
-def run_script(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("task", "saved_class", "model_class"),
-    [
-        ("image-retrieval", InterBERTForPreTraining, InterBERTForImageRetrieval),
-        ("visual-question-answering", InterBERTForVQA, InterBERTForVQA),
-    ],
-)
-def test_exported_models_agree_with_pytorch(task, saved_class, model_class, tmp_path):
-    saved = task_model(saved_class)
-    saved.save_pretrained(tmp_path / "model")
-    result = run_script(tmp_path / "model", tmp_path / "onnx" / "model.onnx", "--task", task)
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["model.onnx", "model.onnx.data"]
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    model = model_class.from_pretrained(tmp_path / "model")
+def assert_agrees(folder: Path, model_class: type):
+    """The model in `folder / "model"` and its export, `folder / "onnx" / "model.onnx"`."""
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model.onnx.data"]
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
+    model = model_class.from_pretrained(folder / "model")
     with torch.no_grad():
         expected = model(**tiny_inputs())
     assert [output.name for output in session.get_outputs()] == list(expected)
@@ -41,16 +32,37 @@ def test_exported_models_agree_with_pytorch(task, saved_class, model_class, tmp_
         assert_close(torch.from_numpy(output), expected[name])
 
 
-def test_a_head_without_weights_is_not_exported(tmp_path):
-    task_model(InterBERTForPreTraining).save_pretrained(tmp_path / "model")
-    result = run_script(tmp_path / "model", tmp_path / "model.onnx", "--task", "visual-question-answering")
-    assert result.returncode == 1 and not (tmp_path / "model.onnx").exists()
-    assert "has no weights for --task visual-question-answering: vqa_head.0.bias" in result.stderr
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A pretrained model that is exported for retrieval."""
+    folder = tmp_path_factory.mktemp("exported")
+    task_model(InterBERTForPreTraining).save_pretrained(folder / "model")
+    run_script(folder / "model", folder / "onnx" / "model.onnx")
+    return folder
 
 
-def test_nothing_is_written_where_the_outputs_differ(tmp_path):
-    task_model(InterBERTForImageRetrieval).save_pretrained(tmp_path / "model")
-    result = run_script(tmp_path / "model", tmp_path / "onnx" / "model.onnx", "--tolerance", 0)
-    assert result.returncode == 1
-    assert "more than --tolerance 0.0e+00: nothing was written." in result.stderr
+def test_retrieval_agrees_with_pytorch(exported):
+    assert_agrees(exported, InterBERTForImageRetrieval)
+
+
+def test_vqa_agrees_with_pytorch(tmp_path):
+    task_model(InterBERTForVQA).save_pretrained(tmp_path / "model")
+    run_script(tmp_path / "model", tmp_path / "onnx" / "model.onnx", "--task", "visual-question-answering")
+    assert_agrees(tmp_path, InterBERTForVQA)
+
+
+def test_a_head_without_weights_is_not_exported(exported, tmp_path):
+    with pytest.raises(SystemExit, match="no weights for --task visual-question-answering: vqa_head.0.bias"):
+        run_script(exported / "model", tmp_path / "model.onnx", "--task", "visual-question-answering")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_nothing_is_written_where_the_outputs_differ(exported, tmp_path, monkeypatch):
+    def copy_export(model, path):
+        for file in (exported / "onnx").iterdir():
+            shutil.copy(file, path.parent)
+
+    monkeypatch.setattr(export_onnx, "export", copy_export)
+    with pytest.raises(SystemExit, match=r"more than --tolerance 0\.0e\+00: nothing was written\."):
+        run_script(exported / "model", tmp_path / "onnx" / "model.onnx", "--tolerance", 0)
     assert not list((tmp_path / "onnx").iterdir())
