@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +29,24 @@ def outlive_sigterm(worker: int):
     threading.Thread(target=end_when_the_parent_asks, daemon=True).start()
 
 
-class EpochLoader:
+@dataclass
+class Batch:
+    """
+    What the training loop takes: the inputs of the model, and which samples they are of.
+
+    Args:
+        collator: Makes the inputs.
+        identify: From a sample to what a report names it by, as JSON has it.
+    """
+
+    collator: Callable[[list], dict[str, torch.Tensor]]
+    identify: Callable[[Any], Any]
+
+    def __call__(self, samples: list[Any]) -> dict[str, Any]:
+        return {"inputs": self.collator(samples), "ids": [self.identify(sample) for sample in samples]}
+
+
+class EpochLoader(ABC):
     """
     An iteration gives what is left of the epoch, in the order of this process. [`begin_epoch`] goes to the next one.
 
@@ -39,13 +58,13 @@ class EpochLoader:
     def __init__(self):
         self.epoch = self.batch = 0
 
+    @abstractmethod
     def __len__(self) -> int:
         """Number of batches of this process in a whole epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _open(self) -> Iterator[Any]:
         """The batches from the position on."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         if self.batch < len(self):

@@ -129,23 +129,6 @@ def train_and_evaluate(
     return run.trained_model()
 
 
-@dataclass
-class Batch:
-    """
-    What the training loop takes: the inputs of the model, and which samples they are of.
-
-    Args:
-        collator: Makes the inputs.
-        identify: From a sample to what a report names it by, as JSON has it.
-    """
-
-    collator: Callable[[list], dict[str, torch.Tensor]]
-    identify: Callable[[Any], Any]
-
-    def __call__(self, samples: list[Any]) -> dict[str, Any]:
-        return {"inputs": self.collator(samples), "ids": [self.identify(sample) for sample in samples]}
-
-
 @cache
 def load_metric(name: str, config_name: str | None = None) -> "EvaluationModule":
     """One of the modules in `metrics/`. To be called before a training, in which it would fail late."""

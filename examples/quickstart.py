@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from modeling_interbert import InterBERTForPreTraining
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
-from retrieval_evaluation import recall_of_captions, score_captions_against_images
+from processing.ranking import retrieval_recall
+from retrieval_evaluation import score_captions_against_images
 from training import format_table
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -59,7 +60,7 @@ def run(*command: str):
 
 
 def retrieval_table(scores: np.ndarray) -> str:
-    recalls = recall_of_captions(scores, np.arange(len(scores)))
+    recalls = retrieval_recall(scores, np.arange(len(scores))[:, None])
     rows = [
         {"zero-shot retrieval": name, **{f"R@{k}": 100 * recalls[f"{direction}_recall_at_{k}"] for k in (1, 5, 10)}}
         for name, direction in (("caption → image", "image"), ("image → caption", "text"))

@@ -1,4 +1,4 @@
-"""Image-text retrieval: match scores of all captions against all images, and recall at k."""
+"""Image-text retrieval: match scores of all captions against all images."""
 
 import hashlib
 import json
@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from modeling_interbert import match_log_odds
-from processing.ranking import retrieval_recall
 
 IMAGES_PER_BLOCK = 16
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # by Accelerate's mixed precision
@@ -142,20 +141,3 @@ def _fingerprint(settings: list, regions: Sequence[Mapping[str, Any]], model: Pr
 
 def truncate_regions(record: Mapping[str, Any], max_regions: int | None) -> dict[str, Any]:
     return {**record} | {"features": record["features"][:max_regions], "boxes": record["boxes"][:max_regions]}
-
-
-def recall_of_captions(
-    scores: np.ndarray, image_of_caption: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
-) -> dict[str, float]:
-    """
-    Recall and median rank of both directions, as [`retrieval_recall`] has them.
-
-    Args:
-        scores: `(captions, images)`.
-        image_of_caption: Integers `(captions,)`: the column of the image that each caption is of.
-        ks: How many of the highest scores count.
-
-    Returns:
-        `image_recall_at_k`, `image_median_rank`, `text_recall_at_k`, `text_median_rank`.
-    """
-    return retrieval_recall(scores, np.asarray(image_of_caption)[:, None], ks)

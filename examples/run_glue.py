@@ -35,7 +35,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import numpy as np
@@ -50,7 +50,8 @@ from transformers import (
 )
 
 from arguments import parse_arguments
-from finetuning import Batch, TaskArguments, load_metric, make_loader, predict, train_and_evaluate
+from data_loading import Batch
+from finetuning import TaskArguments, load_metric, make_loader, predict, train_and_evaluate
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForSequenceClassification
 from processing import InterBERTProcessor
@@ -67,10 +68,6 @@ from processing.tasks import (
 from result_files import write_glue_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
-if TYPE_CHECKING:
-    pass
-
-EXAMPLES = Path(__file__).resolve().parent
 # By split, its files: those of GLUE and, of STS-B, those of the STS benchmark.
 FILES = {
     "train": ("train.tsv", "sts-train.csv"),

@@ -35,7 +35,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
 
 from arguments import parse_arguments, to_recipe
-from data_loading import DatasetLoader, EpochLoader, StreamLoader
+from data_loading import Batch, DatasetLoader, EpochLoader, StreamLoader
 from model_loading import ModelArguments, learning_rate_scales, load_model
 from modeling_interbert import InterBERTForPreTraining
 from modeling_interbert.modeling_interbert import InterBERTForPreTrainingOutput
@@ -50,9 +50,10 @@ from processing import (
     load_region_dataset,
 )
 from processing.pretraining import PretrainingObjectives
+from processing.ranking import retrieval_recall
 from processing.words import MASKING_UNITS, read_similar_words
 from publishing import publish
-from retrieval_evaluation import recall_of_captions, score_captions_against_images
+from retrieval_evaluation import score_captions_against_images
 from training import (
     OutputArguments,
     Totals,
@@ -357,20 +358,8 @@ class TrainingPairs:
         )
 
 
-@dataclass
-class Batch:
-    """
-    What the training loop takes: the inputs of the model, and which samples they are of.
-
-    Args:
-        collator: Makes the inputs.
-    """
-
-    collator: PretrainingCollator
-
-    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        ids = [{"image_id": sample["record"]["image_id"], "caption": sample["caption"]} for sample in samples]
-        return {"inputs": self.collator(samples), "ids": ids}
+def identify(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"image_id": sample["record"]["image_id"], "caption": sample["caption"]}
 
 
 def main():
@@ -433,7 +422,7 @@ def main():
         "num_processes": accelerator.num_processes,
     }
     loading = {
-        "collate_fn": Batch(collator),
+        "collate_fn": Batch(collator, identify),
         "num_workers": training_args.dataloader_num_workers,
         "pin_memory": accelerator.device.type == "cuda",
     }
@@ -508,7 +497,7 @@ def main():
                 max_length=data_args.max_seq_length,
                 max_regions=data_args.max_regions,
             )
-            recalls = recall_of_captions(scores, np.arange(len(retrieved)))
+            recalls = retrieval_recall(scores, np.arange(len(retrieved))[:, None])
             results |= {f"eval_{name}": value for name, value in recalls.items()}
         return results
 

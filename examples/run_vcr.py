@@ -50,9 +50,9 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
+from data_loading import Batch
 from files import write_json_lines
 from finetuning import (
-    Batch,
     RegionDatasetArguments,
     TaskArguments,
     check_held_out,

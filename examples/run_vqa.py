@@ -58,9 +58,9 @@ from accelerate.utils import set_seed
 
 from arguments import parse_arguments
 from configuration_interbert import InterBERTConfig
+from data_loading import Batch
 from files import write_json_lines
 from finetuning import (
-    Batch,
     RegionDatasetArguments,
     TaskArguments,
     check_held_out,

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from killing import Killed
 from model_fixtures import TINY, perturb, task_model
 from transformers import BertTokenizer
 
@@ -268,10 +269,6 @@ def test_match_log_odds(model, processor):
 
 
 # ---------------------------------------------------------------- kills and damage
-
-
-class Killed(BaseException):
-    pass
 
 
 def kill_at(monkeypatch, number: int, moment: str):

@@ -25,7 +25,8 @@ from processing import (
     RegionDataset,
     load_region_dataset,
 )
-from retrieval_evaluation import recall_of_captions, score_captions_against_images
+from processing.ranking import retrieval_recall
+from retrieval_evaluation import score_captions_against_images
 from run_pretrain import ObjectiveArguments, build_model, choose_region_objective, evaluate_objectives
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -131,7 +132,9 @@ def test_two_processes_train_one_model(scenes, tmp_path):
     scores = score_captions_against_images(
         accelerator, model, processor, [regions.captions(i)[0] for i in range(6)], [regions[i] for i in range(6)]
     )
-    measured |= {f"eval_{name}": value for name, value in recall_of_captions(scores, np.arange(len(scores))).items()}
+    measured |= {
+        f"eval_{name}": value for name, value in retrieval_recall(scores, np.arange(len(scores))[:, None]).items()
+    }
     for name, value in measured.items():
         assert results[-1][name] == pytest.approx(value, rel=1e-4), name
 
@@ -298,7 +301,7 @@ def test_recall_counts_the_rank_of_the_right_one():
             [0.9, 0.8, 0.7, 0.1],  # image 3 last
         ]
     )
-    results = recall_of_captions(scores, np.arange(4), ks=(1, 2, 3, 4))
+    results = retrieval_recall(scores, np.arange(4)[:, None], ks=(1, 2, 3, 4))
     assert [results[f"image_recall_at_{k}"] for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
     # Image 0 has 0.9 for its caption and, tied, for caption 3: rank 2. The others have ranks 2, 2 and 3 (tie at 0.3).
     assert [results[f"text_recall_at_{k}"] for k in (1, 2, 3, 4)] == [0.0, 0.75, 1.0, 1.0]
@@ -306,7 +309,7 @@ def test_recall_counts_the_rank_of_the_right_one():
 
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_ties_never_count_in_our_favour(value):
-    results = recall_of_captions(np.full((12, 12), value), np.arange(12))
+    results = retrieval_recall(np.full((12, 12), value), np.arange(12)[:, None])
     assert {recall for name, recall in results.items() if "recall" in name} == {0.0}
 
 

@@ -188,7 +188,7 @@ def test_trackers_are_chosen_by_name(make_with_tracker):
 
 def test_trackio_goes_on_with_the_same_run(scenes, tmp_path, pretrain, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # it is read when trackio is imported
-    pytest.importorskip("trackio")
+    pytest.importorskip("trackio", reason="not in an extra: it brings a web server along")
     options = ["--num_train_epochs", "2", "--checkpointing_steps", "4", "--with_tracking", "--report_to", "trackio"]
     command = arguments(scenes, tmp_path / "out", *options, "--logging_steps", "1")
     with killed_at(6):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from killing import Killed
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -288,10 +289,6 @@ def test_weights_are_averaged(tmp_path):
 
 
 # ---------------------------------------------------------------- going on
-
-
-class Killed(BaseException):
-    pass
 
 
 def train_with_kills(output_dir, kills, **arguments):

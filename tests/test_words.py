@@ -40,7 +40,6 @@ def test_words_between_white_space_and_punctuation(tokenizer):
 
 
 def test_chinese_words(tokenizer):
-    pytest.importorskip("jieba")
     # jieba: 红色 / 的 / 连衣裙, and 女人 / 穿着 / 裙子
     texts = ["红色的连衣裙", "女人穿着裙子"]
     assert starts_of(tokenizer, texts, "jieba") == [[1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 0, 1, 0, 1, 0, 1]]
@@ -176,7 +175,6 @@ def make_sample(caption: str, index: int) -> dict:
 
 @pytest.mark.parametrize("objective", ["mlm", "msm"])
 def test_collator_masks_chinese_words_as_a_whole(tokenizer, objective):
-    pytest.importorskip("jieba")
     processor = InterBERTProcessor(tokenizer, region_feature_size=4)
     collator = PretrainingCollator(processor, [objective], masking_unit="jieba", text_mask_probability=0.3)
     batch = collator([make_sample("女人穿着红色的连衣裙", index) for index in range(300)])
