@@ -1,6 +1,6 @@
 """InterBERT configuration (paper: arXiv 2003.13198)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -17,6 +17,33 @@ AUTO_MAP = {
     "AutoModelForVisualQuestionAnswering": "modeling_interbert.InterBERTForVQA",
     "AutoModelForMultipleChoice": "modeling_interbert.InterBERTForMultipleChoice",
     "AutoModelForSequenceClassification": "modeling_interbert.InterBERTForSequenceClassification",
+}
+
+# What a checkpoint of each class does: the task that `transformers.pipeline` and the Hub know it by (its `pipeline_tag`),
+# the class in pipelines_interbert.py, and the auto class that opens the checkpoint for it. Classification of texts has a
+# pipeline in Transformers.
+PIPELINES = {
+    "InterBERTModel": ("feature-extraction", "FeatureExtractionPipeline", "AutoModel"),
+    "InterBERTForPreTraining": (
+        "zero-shot-image-classification",
+        "ImageTextMatchingPipeline",
+        "AutoModelForZeroShotImageClassification",
+    ),
+    "InterBERTForImageRetrieval": (
+        "zero-shot-image-classification",
+        "ImageTextMatchingPipeline",
+        "AutoModelForZeroShotImageClassification",
+    ),
+    "InterBERTForVQA": (
+        "visual-question-answering",
+        "VisualQuestionAnsweringPipeline",
+        "AutoModelForVisualQuestionAnswering",
+    ),
+    "InterBERTForMultipleChoice": (
+        "visual-question-answering",
+        "VisualMultipleChoicePipeline",
+        "AutoModelForMultipleChoice",
+    ),
 }
 
 # Sizes that an InterBERT takes over from the BERT that it starts from.
@@ -147,7 +174,18 @@ class InterBERTConfig(PreTrainedConfig):
         for name in DROPOUTS:  # 0 is a dropout too, and `update_from_string` goes by the type of the present value
             setattr(self, name, float(getattr(self, name)))
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
+        kwargs["custom_pipelines"] = kwargs.get("custom_pipelines") or {}
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON has it, with the pipeline of the class that the checkpoint was saved from."""
+        # Not what was read: the model may be another one by now, and `transformers.pipeline` puts classes in there.
+        custom_pipelines = {}
+        for architecture in self.architectures or ():
+            if architecture in PIPELINES:
+                task, pipeline_class, auto_class = PIPELINES[architecture]
+                custom_pipelines[task] = {"impl": f"pipelines_interbert.{pipeline_class}", "pt": [auto_class]}
+        return super().to_dict() | {"custom_pipelines": custom_pipelines}
 
     @classmethod
     def from_bert_config(

@@ -1,5 +1,11 @@
 from .captioned_images import CaptionedImages
 from .hard_negatives import mine_hard_negatives
+from .pipelines_interbert import (
+    FeatureExtractionPipeline,
+    ImageTextMatchingPipeline,
+    VisualMultipleChoicePipeline,
+    VisualQuestionAnsweringPipeline,
+)
 from .pretraining import PretrainingCollator, PretrainingPairs
 from .processing_interbert import InterBERTProcessor
 from .region_dataset import RegionDataset, load_region_dataset
@@ -8,6 +14,8 @@ from .streaming import RegionStream, StreamedBatches
 
 __all__ = [
     "CaptionedImages",
+    "FeatureExtractionPipeline",
+    "ImageTextMatchingPipeline",
     "InterBERTProcessor",
     "ShuffledBatchSampler",
     "PretrainingCollator",
@@ -15,6 +23,8 @@ __all__ = [
     "RegionDataset",
     "RegionStream",
     "StreamedBatches",
+    "VisualMultipleChoicePipeline",
+    "VisualQuestionAnsweringPipeline",
     "load_region_dataset",
     "mine_hard_negatives",
 ]

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+# What this file imports relatively is saved beside it: so the pipelines are part of every checkpoint with a processor.
+from .pipelines_interbert import RegionPipeline  # noqa: F401
+
 # The length of BERT's position table; tokenizers that were built from a vocabulary alone know no limit of their own.
 MAX_TEXT_LENGTH = 512
 

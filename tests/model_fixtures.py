@@ -1,6 +1,10 @@
 """Small configurations, models and inputs that the tests of the model share."""
 
+from typing import Any
+
+import numpy as np
 import torch
+from transformers import BertTokenizer
 
 from configuration_interbert import InterBERTConfig
 from modeling_interbert import (
@@ -11,6 +15,7 @@ from modeling_interbert import (
     InterBERTForVQA,
     InterBERTModel,
 )
+from processing import InterBERTProcessor
 
 MODEL_CLASSES = [
     InterBERTModel,
@@ -24,6 +29,7 @@ MODEL_CLASSES = [
 NUM_TOKENS = (7, 5, 3)
 NUM_REGIONS = (5, 2, 4)
 NUM_LABELS = 4
+WORDS = "a red blue green small large dog cat bird on the grass".split()
 
 # The numbers of layers differ, so that no module can stand in for another; so do the widths.
 TINY = {
@@ -118,6 +124,28 @@ def tiny_labels() -> dict[str, torch.Tensor]:
         "region_targets": torch.rand(3, 5, TINY["num_region_classes"], generator=generator).softmax(dim=-1),
         "region_target_mask": region_target_mask,
         "itm_labels": torch.tensor([0, 1, 1]),
+    }
+
+
+def tiny_processor() -> InterBERTProcessor:
+    """The processor of a tiny model, whose vocabulary is `WORDS`."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=TINY["max_position_embeddings"]
+    )
+    return InterBERTProcessor(tokenizer, region_feature_size=TINY["region_feature_size"])
+
+
+def tiny_record(image_id: str, num_regions: int, seed: int) -> dict[str, Any]:
+    """A region record of an image of 100 x 100 pixels."""
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.uniform(0, 100, (num_regions, 2, 2)), axis=1)
+    return {
+        "image_id": image_id,
+        "features": rng.normal(size=(num_regions, TINY["region_feature_size"])).astype(np.float16),
+        "boxes": corners.reshape(num_regions, 4).astype(np.float32),
+        "width": 100,
+        "height": 100,
     }
 
 

@@ -21,6 +21,7 @@ HUB_FILES = {
     "configuration_interbert.py": REPOSITORY / "configuration_interbert" / "configuration_interbert.py",
     "modeling_interbert.py": REPOSITORY / "modeling_interbert" / "modeling_interbert.py",
     "processing_interbert.py": REPOSITORY / "processing" / "processing_interbert.py",
+    "pipelines_interbert.py": REPOSITORY / "processing" / "pipelines_interbert.py",
 }
 
 REGIONS = [

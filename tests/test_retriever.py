@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from killing import Killed
-from model_fixtures import TINY, perturb, task_model
-from transformers import BertTokenizer
+from model_fixtures import TINY, perturb, task_model, tiny_processor, tiny_record
 
 from modeling_interbert import (
     ImageMatch,
@@ -22,7 +21,6 @@ from modeling_interbert import (
 )
 from processing import InterBERTProcessor
 
-WORDS = "a red blue green small large dog cat bird on the grass".split()
 TEXTS = ["a red dog", "the small blue bird on the grass", "cat", "a large green cat on grass"]
 MAX_TOKENS = TINY["max_position_embeddings"]
 NUM_IMAGES = 23
@@ -30,9 +28,7 @@ NUM_IMAGES = 23
 
 @pytest.fixture(scope="module")
 def processor():
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=MAX_TOKENS)
-    return InterBERTProcessor(tokenizer, region_feature_size=TINY["region_feature_size"])
+    return tiny_processor()
 
 
 def make_model(model_class=InterBERTForImageRetrieval):
@@ -49,20 +45,8 @@ def model():
     return make_model()
 
 
-def make_record(image_id: str, num_regions: int, seed: int) -> dict:
-    rng = np.random.default_rng(seed)
-    corners = np.sort(rng.uniform(0, 100, (num_regions, 2, 2)), axis=1)
-    return {
-        "image_id": image_id,
-        "features": rng.normal(size=(num_regions, TINY["region_feature_size"])).astype(np.float16),
-        "boxes": corners.reshape(num_regions, 4).astype(np.float32),
-        "width": 100,
-        "height": 100,
-    }
-
-
 def make_records(num_images: int = NUM_IMAGES) -> list[dict]:
-    return [make_record(f"image-{i:02d}", 1 + i * 7 % 5, seed=i) for i in range(num_images)]
+    return [tiny_record(f"image-{i:02d}", 1 + i * 7 % 5, seed=i) for i in range(num_images)]
 
 
 def make_retriever(model, processor, folder=None, **kwargs) -> InterBERTRetriever:
@@ -145,7 +129,7 @@ def test_ties_are_in_the_order_of_the_ids(model, processor):
     with torch.no_grad():
         model.itm_head.classifier.weight.zero_()
     own = make_retriever(model, processor, images_per_shard=2)
-    own.index([make_record(image_id, 3, seed=1) for image_id in "dbeac"])
+    own.index([tiny_record(image_id, 3, seed=1) for image_id in "dbeac"])
     assert [match.image_id for match in own.search(TEXTS[0])] == list("abcde")
     assert [match.image_id for match in own.search(TEXTS[0], top_k=2)] == list("ab")
 
@@ -160,10 +144,10 @@ def test_adding_removing_and_replacing_equal_a_new_index(model, processor, tmp_p
     removed = ["image-01", "image-08", "image-09", "image-15"]
     own.remove(removed)
     own.remove("image-22")
-    records[3] = make_record("image-03", 5, seed=100)
-    records[4] = make_record("image-04", 0, seed=100)
+    records[3] = tiny_record("image-03", 5, seed=100)
+    records[4] = tiny_record("image-04", 0, seed=100)
     records = [record for record in records if record["image_id"] not in [*removed, "image-22"]]
-    new = make_record("new", 2, seed=101)
+    new = tiny_record("new", 2, seed=101)
     assert own.index([*records, new]) == IndexReport(1, 1, len(records) - 2, 1)
 
     fresh = make_retriever(model, processor)
@@ -186,7 +170,7 @@ def test_an_empty_index_finds_nothing(model, processor, tmp_path):
     own.index(make_records(2))
     own.remove(own.image_ids)
     assert own.search(TEXTS[0]) == [] and len(own) == 0
-    assert own.index([make_record("a", 0, 1)]) == IndexReport(0, 0, 0, 1)
+    assert own.index([tiny_record("a", 0, 1)]) == IndexReport(0, 0, 0, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
 
 
@@ -420,7 +404,7 @@ def test_an_index_of_another_format_is_refused(model, processor, tmp_path):
 )
 def test_bad_ids_are_refused_before_anything_is_embedded(model, processor, tmp_path, image_ids, message):
     own = make_retriever(model, processor, tmp_path, images_per_shard=1)
-    records = [make_record("x", 2, seed=1) | {"image_id": image_id} for image_id in image_ids]
+    records = [tiny_record("x", 2, seed=1) | {"image_id": image_id} for image_id in image_ids]
     with pytest.raises(ValueError, match=message):
         own.index(records)
     assert len(own) == 0 and [path.name for path in tmp_path.iterdir()] == ["index.json"]
@@ -429,13 +413,13 @@ def test_bad_ids_are_refused_before_anything_is_embedded(model, processor, tmp_p
 def test_bad_regions_leave_what_was_there(model, processor, tmp_path):
     own = make_retriever(model, processor, tmp_path)
     own.index(make_records(3))
-    bad = make_record("bad", 2, seed=1)
+    bad = tiny_record("bad", 2, seed=1)
     with pytest.raises(ValueError, match="image_id bad.*expected features of shape"):
-        own.index([make_record("good", 2, seed=1), bad | {"features": np.zeros((2, 5), np.float32)}])
+        own.index([tiny_record("good", 2, seed=1), bad | {"features": np.zeros((2, 5), np.float32)}])
     with pytest.raises(ValueError, match="image_id bad: expected features, boxes, width, height, got no boxes"):
         own.index([{name: value for name, value in bad.items() if name != "boxes"}])
     with pytest.raises(ValueError, match="Expected images that are not in the index, got 2 that are: image-00, image-"):
-        own.add([make_record("good", 2, seed=1), *make_records(2)])
+        own.add([tiny_record("good", 2, seed=1), *make_records(2)])
     with pytest.raises(ValueError, match="Expected images that are in the index, got 1 that are not: unknown"):
         own.remove(["image-00", "unknown"])
     assert sorted(own.image_ids) == ["image-00", "image-01", "image-02"]

@@ -210,6 +210,7 @@ print(json.dumps(found))
         "configuration_interbert.py",
         "model.safetensors",
         "modeling_interbert.py",
+        "pipelines_interbert.py",
         "processing_interbert.py",
         "processor_config.json",
         "tokenizer.json",
