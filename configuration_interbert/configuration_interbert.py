@@ -19,9 +19,9 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_interbert.InterBERTForSequenceClassification",
 }
 
-# What a checkpoint of each class does: the task that `transformers.pipeline` and the Hub know it by (its `pipeline_tag`),
-# the class in pipelines_interbert.py, and the auto class that opens the checkpoint for it. Classification of texts has a
-# pipeline in Transformers.
+# What a checkpoint of each class does: the task that `transformers.pipeline` and the Hub know it by (its
+# `pipeline_tag`), the class in pipelines_interbert.py, and the auto class that opens the checkpoint for it.
+# Classification of texts has a pipeline in Transformers.
 PIPELINES = {
     "InterBERTModel": ("feature-extraction", "FeatureExtractionPipeline", "AutoModel"),
     "InterBERTForPreTraining": (

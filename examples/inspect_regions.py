@@ -30,10 +30,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
+from pictures import open_picture
 from processing.region_formats import check_record
 from processing.tasks import canonical_image_id
 from region_conversion import region_scores
-from region_drawing import CANVAS, draw_boxes, open_picture, set_fonts
+from region_drawing import CANVAS, draw_boxes, set_fonts
 from region_sources import RegionSource, open_source, read_image_sizes
 from training import format_table
 

@@ -38,7 +38,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,8 +50,8 @@ from arguments import parse_arguments
 from files import write_json_lines, write_text
 from model_loading import ModelArguments, load_model
 from modeling_interbert import ImageMatch, InterBERTForImageRetrieval, InterBERTRetriever
+from pictures import Pictures
 from processing import RegionDataset, load_region_dataset
-from region_drawing import open_picture
 from retrieval_evaluation import AUTOCAST_DTYPES
 from training import set_up_logging
 
@@ -208,33 +207,27 @@ def write_matches(path: Path, topics: Sequence[str], matches: Sequence[Sequence[
     WRITERS[path.suffix](path, rows)
 
 
-class Pictures:
+class Thumbnails:
     """
-    Thumbnails of images, from a folder or from the column `image` of the dataset.
+    Small pictures of images, by image id.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: there are no pictures.
     """
 
     def __init__(self, regions: RegionDataset, image_dir: str | None):
-        self.image_dir = image_dir
-        if image_dir is None:
-            if not isinstance(regions.dataset.features.get("image"), datasets.Image):
-                raise ValueError("`--html` needs pictures: expected a column `image` or `--image_dir`, got neither.")
-            self.rows = {image_id: row for row, image_id in enumerate(regions.dataset["image_id"])}
-            self.column = regions.dataset.select_columns("image")
+        self.pictures = Pictures(regions, image_dir)
+        if not self.pictures.are_at_hand:
+            raise ValueError("`--html` needs pictures: expected a column `image` or `--image_dir`, got neither.")
+        self.rows = {image_id: row for row, image_id in enumerate(regions.dataset["image_id"])}
 
-    def thumbnail(self, image_id: str) -> str | None:
+    def read(self, image_id: str) -> str | None:
         """A JPEG file in base64; None where there is no picture, or none that can be read."""
         try:
-            if self.image_dir is not None:
-                picture = open_picture(self.image_dir, image_id)
-            else:
-                picture = self.column[self.rows[image_id]]["image"]
-                if picture is None:
-                    return None
-            picture = picture.convert("RGB")
+            picture = self.pictures.open(self.rows[image_id])
         except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+        if picture is None:
             return None
         picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
         file = io.BytesIO()
@@ -247,7 +240,7 @@ def write_contact_sheet(
     title: str,
     topics: Sequence[str],
     matches: Sequence[Sequence[ImageMatch]],
-    pictures: Pictures,
+    thumbnails: Thumbnails,
     max_images: int,
 ) -> int:
     """
@@ -259,7 +252,7 @@ def write_contact_sheet(
     Returns:
         The number of images on the page that have no picture.
     """
-    thumbnail = functools.cache(pictures.thumbnail)
+    thumbnail = functools.cache(thumbnails.read)
     groups = [
         {
             "name": topic,
@@ -280,7 +273,7 @@ def main():
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     with accelerator.local_main_process_first():
         regions = load_region_dataset(args.dataset_name, args.split, name=args.dataset_config_name)
-    pictures = None if args.html is None else Pictures(regions, args.image_dir)
+    thumbnails = None if args.html is None else Thumbnails(regions, args.image_dir)
     model, processor = load_model(
         InterBERTForImageRetrieval,
         ModelArguments(model_name_or_path=args.model_name_or_path, model_revision=args.model_revision),
@@ -321,9 +314,9 @@ def main():
             f"Images above {args.threshold} of {len(retriever):,}, for {len(topics):,} topic(s) in {seconds:.1f} s: "
             f"{output_file}"
         )
-        if pictures is not None:
+        if thumbnails is not None:
             title = f"{Path(args.dataset_name).name} ({args.split}), match scores above {args.threshold}"
-            num_missing = write_contact_sheet(Path(args.html), title, topics, matches, pictures, args.html_top_k)
+            num_missing = write_contact_sheet(Path(args.html), title, topics, matches, thumbnails, args.html_top_k)
             print(f"Contact sheet: {args.html} (images without a picture: {num_missing:,})")
     accelerator.end_training()
 

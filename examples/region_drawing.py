@@ -1,9 +1,7 @@
 """Boxes with labels on a picture, for the scripts that draw regions."""
 
-import glob
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager, rcParams
@@ -27,22 +25,6 @@ def set_fonts():
     installed = font_manager.get_font_names()
     rcParams["font.family"] = ["DejaVu Sans", *[font for font in CHINESE_FONTS if font in installed]]
     rcParams["text.parse_math"] = False  # a dollar sign in a caption is a dollar sign
-
-
-def open_picture(image_dir: str, image_id: str) -> Image.Image:
-    """
-    The picture of an image in RGB: the file of a folder that is named by the image id, with or without an extension.
-
-    Raises:
-        ValueError: there is none, or the id leads out of the folder.
-    """
-    if Path(image_id).is_absolute() or ".." in Path(image_id).parts:
-        raise ValueError(f"`--image_dir`: expected an image id that names a file in the folder, got {image_id}.")
-    paths = [Path(image_dir, image_id), *sorted(Path(image_dir).glob(glob.escape(image_id) + ".*"))]
-    paths = [path for path in paths if path.is_file()]
-    if not paths:
-        raise ValueError(f"`--image_dir` must hold a picture named {image_id} or {image_id}.*, got {image_dir}.")
-    return Image.open(paths[0]).convert("RGB")
 
 
 def text_width(text: str) -> float:

@@ -26,7 +26,6 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from matplotlib import colormaps
@@ -37,8 +36,9 @@ from PIL import Image
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 
 from modeling_interbert import InterBERTModel
+from pictures import Pictures
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
-from region_drawing import CANVAS, FONT_SIZE, draw_boxes, open_picture, set_fonts, text_colour, text_width
+from region_drawing import CANVAS, FONT_SIZE, draw_boxes, set_fonts, text_colour, text_width
 
 COLOURS = colormaps["viridis"]  # dark: little attention, bright: much
 PANEL_WIDTH, TITLE_HEIGHT, GAP = 2.5, 0.35, 0.15  # inches
@@ -121,16 +121,10 @@ def first_caption(regions: RegionDataset, row: int, column: str) -> str:
     return captions[0]
 
 
-def load_picture(regions: RegionDataset, row: int, image_dir: str | None) -> Image.Image:
+def load_picture(pictures: Pictures, row: int) -> Image.Image:
     """The picture of a row in RGB, or a blank canvas of its size."""
-    record = regions[row]
-    if image_dir is not None:
-        return open_picture(image_dir, record["image_id"])
-    if isinstance(regions.dataset.features.get("image"), datasets.Image):
-        picture = regions.dataset.select_columns("image")[row]["image"]
-        if picture is not None:
-            return picture.convert("RGB")
-    return Image.new("RGB", (record["width"], record["height"]), CANVAS)
+    record = pictures.regions[row]
+    return pictures.open(row) or Image.new("RGB", (record["width"], record["height"]), CANVAS)
 
 
 def choose_words(words: list[str], chosen: list[str] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -265,7 +259,7 @@ def main():
     regions = load_region_dataset(pair_args.dataset_name, pair_args.split, name=pair_args.dataset_config_name)
     row = find_row(regions, pair_args.image_id)
     caption = pair_args.caption or first_caption(regions, row, pair_args.caption_column)
-    picture = load_picture(regions, row, pair_args.image_dir)
+    picture = load_picture(Pictures(regions, pair_args.image_dir), row)
 
     inputs = processor(text=caption, regions=regions[row], return_tensors="pt")
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 """
-Pipelines of InterBERT, which `transformers.pipeline` opens by the task of a checkpoint: answers to questions, matches of
-texts and images, choices, features.
+Pipelines of InterBERT, which `transformers.pipeline` opens by the task of a checkpoint: answers to questions, matches
+of texts and images, choices, features.
 
     answerer = pipeline("visual-question-answering", model="org/interbert-base-vqa2", trust_remote_code=True)
     answerer(image=regions, question="What is on the table?")

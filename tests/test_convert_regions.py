@@ -23,6 +23,7 @@ from PIL import Image
 import convert_regions
 import inspect_regions
 import visualize_attention
+from pictures import Pictures
 from processing import RegionStream, load_region_dataset
 from processing.region_formats import create_regions, open_regions
 from processing.tasks import questions_of_dataset
@@ -169,7 +170,7 @@ def test_pictures_stay_pictures(tmp_path, convert):
     regions = load_region_dataset(tmp_path / "regions", "train")
     assert regions.dataset.features["image"] == datasets.Image()
     record = open_source([str(tmp_path / "regions")])["image-3"]
-    for picture in (visualize_attention.load_picture(regions, 3, None), inspect_regions.picture_of(record, None)):
+    for picture in (visualize_attention.load_picture(Pictures(regions), 3), inspect_regions.picture_of(record, None)):
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(pictures[3]))
     convert(tmp_path / "source", tmp_path / "again", *options, "--num_proc", 2)
     for path in (tmp_path / "regions" / "data").iterdir():

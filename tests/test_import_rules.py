@@ -24,6 +24,7 @@ HUB_FILES = [
     "configuration_interbert/configuration_interbert.py",
     "modeling_interbert/modeling_interbert.py",
     "processing/processing_interbert.py",
+    "processing/pipelines_interbert.py",
 ]
 # Re-exports the real configuration to the modeling file; saving a configuration overwrites its copy.
 STAND_IN = "modeling_interbert/configuration_interbert.py"

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from region_drawing import draw_boxes, open_picture, place_label
+from pictures import open_picture
+from region_drawing import draw_boxes, place_label
 
 
 def test_pictures_are_named_by_image_id(tmp_path):

@@ -18,6 +18,7 @@ import visualize_attention
 from configuration_interbert import InterBERTConfig
 from generate_scenes import REGION_FEATURE_SIZE, write_scenes
 from modeling_interbert import InterBERTForPreTraining
+from pictures import Pictures
 from processing import InterBERTProcessor, RegionDataset, load_region_dataset
 from region_drawing import CANVAS
 from visualize_attention import (
@@ -210,18 +211,18 @@ def test_an_image_without_captions_needs_one(regions):
 def test_pictures(regions, tmp_path):
     """From the dataset, from a folder, or a blank canvas of the image's size."""
     expected = np.asarray(regions.dataset[1]["image"].convert("RGB"))
-    np.testing.assert_array_equal(np.asarray(load_picture(regions, 1, None)), expected)
+    np.testing.assert_array_equal(np.asarray(load_picture(Pictures(regions), 1)), expected)
 
     without_pictures = RegionDataset(regions.dataset.remove_columns("image"))
     nothing = regions.dataset.map(lambda row: {"image": None}, features=regions.dataset.features)
     for dataset in (without_pictures, RegionDataset(nothing)):
-        canvas = load_picture(dataset, 1, None)
+        canvas = load_picture(Pictures(dataset), 1)
         assert (canvas.size, canvas.mode) == ((128, 128), "RGB")
         assert canvas.getcolors() == [(128 * 128, tuple(bytes.fromhex(CANVAS[1:])))]
 
     Image.new("RGB", (30, 20), "red").save(tmp_path / "validation-000001.png")
     for dataset in (regions, without_pictures):
-        assert load_picture(dataset, 1, str(tmp_path)).size == (30, 20)
+        assert load_picture(Pictures(dataset, str(tmp_path)), 1).size == (30, 20)
 
 
 def test_choose_words(scenes):
