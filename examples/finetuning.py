@@ -20,7 +20,7 @@ from data_loading import DatasetLoader, EpochLoader
 from files import write_json
 from model_loading import ModelArguments, learning_rate_scales
 from processing import RegionDataset, ShuffledBatchSampler, load_region_dataset
-from publishing import publish
+from publishing import WidgetInputs, publish
 from training import OutputArguments, TrainingArguments, TrainingRun, flat_config, format_table
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def train_and_evaluate(
     auto_class: str,
     dataset_name: str,
     arguments: tuple[TaskArguments, ModelArguments, Any, TrainingArguments, OutputArguments],
+    widget: WidgetInputs | None = None,
 ) -> PreTrainedModel:
     """
     Does what `--do_train` and `--do_eval` ask for. All processes call this.
@@ -92,6 +93,7 @@ def train_and_evaluate(
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it is trained on, for the card.
         arguments: All of the script, those of its own in the middle.
+        widget: Examples for the page on the Hub, if any.
 
     Returns:
         The model to predict with, on the device: the trained one, its weights averaged if they were.
@@ -125,7 +127,7 @@ def train_and_evaluate(
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()
-    publish(run, auto_class, dataset_name, model_args, flat_config(own_args, training_args))
+    publish(run, auto_class, dataset_name, model_args, flat_config(own_args, training_args), widget)
     return run.trained_model()
 
 

@@ -1,18 +1,32 @@
 """What becomes of a trained model: its card, and its way to the Hub."""
 
+import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
+from transformers import PreTrainedModel, ProcessorMixin
 
-from model_cards import TrainedCard
+import processing
+from configuration_interbert.configuration_interbert import PIPELINES
+from draw_architecture import save_architecture
+from model_cards import CHECKPOINTS, TrainedCard, WidgetExample
+from model_cards.model_card import ARCHITECTURE_PICTURE
 from model_loading import ModelArguments
+from pictures import Pictures
+from processing import RegionDataset
 
 if TYPE_CHECKING:
     from training import OutputArguments, TrainingRun
 
 CHECKPOINT_BRANCH = "checkpoints"
+# What an Inference Endpoint of the repository runs.
+ENDPOINT_FILES = sorted((Path(__file__).resolve().parent / "endpoint").glob("*.*"))
+NUM_WIDGET_EXAMPLES = 3
 # What of a checkpoint is a model, and not for the training itself alone.
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.py", "eval_results.json"]
 
@@ -39,34 +53,110 @@ def upload_checkpoint(folder: Path, repo_id: str, step: int, token: str | None) 
     )
 
 
+@dataclass
+class WidgetInputs:
+    """
+    What the examples on a checkpoint's page are chosen from.
+
+    Args:
+        regions: Of images whose pictures may be at hand.
+        inputs: Of the checkpoint's pipeline, with the image by its id.
+    """
+
+    regions: RegionDataset
+    inputs: Iterable[dict[str, Any]]
+
+
+def match_inputs(pairs: Iterable[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """
+    Each image with its own caption and those of the two images before.
+
+    Args:
+        pairs: Image ids and captions. Of each image the first caption without a comma is taken: on the page, commas
+            separate the texts.
+    """
+    captions: dict[str, str] = {}
+    for image_id, caption in pairs:
+        if image_id in captions or "," in caption:
+            continue
+        if len(captions) >= 2:
+            yield {"image": image_id, "candidate_labels": [caption, *list(captions.values())[-2:]]}
+        captions[image_id] = caption
+
+
+def run_widget(
+    model: PreTrainedModel, processor: ProcessorMixin, widget: WidgetInputs, folder: Path
+) -> list[WidgetExample]:
+    """Examples with what the pipeline of the model gives for them. Their pictures are written to the folder."""
+    pictures = Pictures(widget.regions)
+    if not pictures.are_at_hand:
+        return []
+    _, pipeline_class, _ = PIPELINES[type(model).__name__]
+    run = getattr(processing, pipeline_class)(
+        model.eval(), processor=processor, region_dataset=widget.regions, device=model.device
+    )
+    rows = {image_id: row for row, image_id in enumerate(widget.regions.dataset["image_id"])}
+    examples = []
+    for number, inputs in enumerate(islice(widget.inputs, NUM_WIDGET_EXAMPLES)):
+        picture = pictures.open(rows[inputs["image"]])
+        if picture is None or len(widget.regions[rows[inputs["image"]]]["boxes"]) == 0:
+            continue
+        src = f"widget-{number}.png"
+        picture.save(folder / src)
+        results = [{name: _rounded(value) for name, value in result.items()} for result in run(inputs)]
+        if "question" in inputs:
+            examples.append(WidgetExample(src, output=results[0], text=inputs["question"]))
+        else:
+            examples.append(WidgetExample(src, output=results, candidate_labels=", ".join(inputs["candidate_labels"])))
+    return examples
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def publish(
-    run: "TrainingRun", auto_class: str, dataset_name: str, model_args: ModelArguments, arguments: dict[str, Any]
+    run: "TrainingRun",
+    auto_class: str,
+    dataset_name: str,
+    model_args: ModelArguments,
+    arguments: dict[str, Any],
+    widget: WidgetInputs | None = None,
 ):
     """
-    Writes the trained model with its card, and uploads the output folder, without the checkpoints on the way, in one
-    commit if that was asked for. All processes call this.
+    Writes the trained model with its card and what an Inference Endpoint needs, and uploads the output folder, without
+    the checkpoints on the way, in one commit if that was asked for. All processes call this.
 
     Args:
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it was trained on.
         arguments: What the card says of the training.
+        widget: Examples for the page on the Hub; by default it has none.
     """
     run.write_final_model()
+    model = run.trained_model()
     output_args = run.output_args
     if not run.accelerator.is_main_process:
         return
-    model = run.accelerator.unwrap_model(run.model)
+    is_interbert = model.config.model_type == "interbert"
+    if is_interbert:
+        save_architecture(model.config, run.output_dir / ARCHITECTURE_PICTURE)
+        for path in ENDPOINT_FILES:
+            shutil.copy(path, run.output_dir)
     TrainedCard(
         repo_id=run.repo_id or output_args.output_dir,
         auto_class=auto_class,
+        pipeline_tag=PIPELINES.get(type(model).__name__, ("text-classification",))[0],
         config=model.config,
         num_parameters=model.num_parameters(),
         dataset_name=dataset_name,
         training_arguments=arguments,
         results=run.results,
         initialized_from=model_args.model_name_or_path or model_args.bert_name_or_path,
+        checkpoint=None if output_args.model_card is None else CHECKPOINTS[output_args.model_card],
+        widget=[] if widget is None else run_widget(model, run.processor, widget, run.output_dir),
     ).render().save(run.output_dir / "README.md")
-    code = ", trust_remote_code=True" if hasattr(model.config, "auto_map") else ""
+    code = ", trust_remote_code=True" if is_interbert else ""
     print(
         f"\nThe model is in {output_args.output_dir}:\n\n    "
         f'{auto_class}.from_pretrained("{output_args.output_dir}"{code})\n'

@@ -39,7 +39,7 @@ initializer_range=0.05,hidden_dropout_prob=0,vision_hidden_dropout_prob=0,attent
 vision_attention_probs_dropout_prob=0
     --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 2 2 --conditional_masking false
     --per_device_train_batch_size 64 --max_seq_length 20 --learning_rate 7e-4 --num_warmup_steps 100
-    --retrieval_eval_every_epoch false --overwrite_output_dir
+    --retrieval_eval_every_epoch false --overwrite_output_dir --model_card interbert-tiny-scenes
 """
 
 

@@ -48,6 +48,7 @@ from modeling_interbert import InterBERTForImageRetrieval
 from processing import CaptionedImages, InterBERTProcessor, RegionDataset
 from processing.ranking import precision_at_k, retrieval_recall
 from processing.tasks import RetrievalCollator, RetrievalExamples, read_queries
+from publishing import WidgetInputs, match_inputs
 from result_files import check_ids, write_retrieval_scores
 from retrieval_evaluation import score_captions_against_images
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
@@ -288,6 +289,11 @@ def main():
         scores = score(accelerator, model, processor, validation, args, cache_dir)
         return {f"eval_{name}": value for name, value in validation.measure(scores).items()}
 
+    widget = None
+    if validation_regions is not None:
+        pairs = zip(validation.right_images, validation.texts, strict=True)
+        inputs = match_inputs((validation.image_ids[right[0]], text) for right, text in pairs)
+        widget = WidgetInputs(validation_regions, inputs)
     model = train_and_evaluate(
         accelerator,
         model,
@@ -298,6 +304,7 @@ def main():
         "AutoModelForZeroShotImageClassification",
         args.dataset_name,
         arguments,
+        widget,
     )
     if test is not None:
         scores = score(accelerator, model, processor, test, args, cache_dir)

@@ -52,7 +52,7 @@ from processing import (
 from processing.pretraining import PretrainingObjectives
 from processing.ranking import retrieval_recall
 from processing.words import MASKING_UNITS, read_similar_words
-from publishing import publish
+from publishing import WidgetInputs, match_inputs, publish
 from retrieval_evaluation import score_captions_against_images
 from training import (
     OutputArguments,
@@ -516,12 +516,17 @@ def main():
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()
+    shown = (
+        (validation_regions[row]["image_id"], validation_regions.captions(row, data_args.caption_column)[0])
+        for row in validation_pairs.usable_images()
+    )
     publish(
         run,
         "AutoModelForPreTraining",
         data_args.dataset_name,
         model_args,
         flat_config(data_args, objective_args, training_args),
+        WidgetInputs(validation_regions, match_inputs(shown)),
     )
     accelerator.end_training()
 

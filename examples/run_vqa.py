@@ -84,6 +84,7 @@ from processing.tasks import (
     soft_scores,
 )
 from processing.tasks.vqa import NUM_ANNOTATORS
+from publishing import WidgetInputs
 from result_files import write_vqa_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
@@ -547,6 +548,17 @@ def main():
             write_json_lines(output_dir / "eval_predictions.jsonl", describe_questions(examples, columns))
         return {f"eval_{name}": value for name, value in results.items()} | baseline_results
 
+    widget = None
+    if task_args.do_eval:
+        questions = defaultdict(list)
+        for example in splits["validation"].examples:
+            questions[example.image_id].append(example.question)
+        # Questions of one image come in the same order as those of the others: not the same kind from each.
+        inputs = (
+            {"image": image_id, "question": own[number % len(own)]}
+            for number, (image_id, own) in enumerate(questions.items())
+        )
+        widget = WidgetInputs(splits["validation"].regions, inputs)
     model = train_and_evaluate(
         accelerator,
         model,
@@ -557,6 +569,7 @@ def main():
         "AutoModelForVisualQuestionAnswering",
         args.dataset_name,
         arguments,
+        widget,
     )
     if task_args.do_predict:
         examples = splits["test"].examples

@@ -36,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 from checkpointing import CheckpointFolder, find_damage
 from data_loading import EpochLoader
 from files import write_json, write_text
+from model_cards import CHECKPOINTS
 from publishing import create_repository, upload_checkpoint
 
 logger = get_logger(__name__)
@@ -211,6 +212,13 @@ class OutputArguments:
     report_to: list[str] = field(
         default_factory=lambda: ["all"],
         metadata={"help": "Trackers, such as tensorboard, wandb or trackio, or 'all' that are installed."},
+    )
+    model_card: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the card says beside what is measured: one of the checkpoints in model_cards/.",
+            "choices": list(CHECKPOINTS),
+        },
     )
     push_to_hub: bool = field(default=False, metadata={"help": "Uploads the trained model to the Hub."})
     push_checkpoints: bool = field(

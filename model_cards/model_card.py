@@ -1,24 +1,55 @@
 """Model cards from typed data: what was measured goes in, what is unknown is left out."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .checkpoint import Checkpoint
 
 TEMPLATE = Path(__file__).parent / "template.md"
-# What a reader wants to see of the outputs, by auto class.
-USES = {
-    "AutoModelForPreTraining": "match_probability = model(**inputs).itm_logits.softmax(-1)[:, 0]",
-    "AutoModelForZeroShotImageClassification": "match_probability = model(**inputs).match_scores",
-    "AutoModelForVisualQuestionAnswering": "answer = model.config.id2label[model(**inputs).logits[0].argmax().item()]",
-    "AutoModelForMultipleChoice": "choice = model(**inputs).logits.argmax(-1)",
-    "AutoModelForSequenceClassification": "label = model.config.id2label[model(**inputs).logits[0].argmax().item()]",
-}
-# The same of a regression, whose only output is the score.
-SCORE_USE = "score = model(**inputs).logits[0, 0].item()"
+ARCHITECTURE_PICTURE = "architecture.png"
+TAGS = ["interbert", "custom_code", "vision-and-language", "image-text-matching"]
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+# What of the results goes into the metadata: its metric on the Hub, and its name there.
+METRICS = {
+    **{f"eval_image_recall_at_{k}": ("recall", f"image retrieval R@{k}") for k in (1, 5, 10)},
+    **{f"eval_text_recall_at_{k}": ("recall", f"text retrieval R@{k}") for k in (1, 5, 10)},
+    "eval_precision_at_5": ("precision", "P@5"),
+    "eval_vqa_score": ("accuracy", "VQA score"),
+    "eval_accuracy": ("accuracy", "accuracy"),
+    "eval_answer_accuracy": ("accuracy", "Q→A accuracy"),
+    "eval_rationale_accuracy": ("accuracy", "QA→R accuracy"),
+    "eval_answer_and_rationale_accuracy": ("accuracy", "Q→AR accuracy"),
+    "eval_matthews_correlation": ("matthews_correlation", "Matthews correlation"),
+    "eval_pearson": ("pearsonr", "Pearson correlation"),
+    "eval_spearmanr": ("spearmanr", "Spearman correlation"),
+}
+
+
+@dataclass(frozen=True)
+class WidgetExample:
+    """
+    An example for the page of the checkpoint, and what the checkpoint's pipeline gave for it.
+
+    Args:
+        src: The picture: a file of the repository.
+        output: As the widget of the task takes it.
+        text: A question.
+        candidate_labels: Texts to be matched, separated by commas.
+    """
+
+    src: str
+    output: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    text: str | None = None
+    candidate_labels: str | None = None
+
+    def to_metadata(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass
@@ -29,48 +60,76 @@ class TrainedCard:
     Args:
         repo_id: Repository of the checkpoint, or the folder that it is in.
         auto_class: Name of the auto class that the checkpoint is for.
+        pipeline_tag: Task that `transformers.pipeline` and the Hub know it by.
         config: The model's configuration.
         num_parameters: Counted, not computed.
         dataset_name: What it was trained on: a Hub name, a folder, or another name.
         training_arguments: Name and value of what the training was started with.
         results: One row per epoch, as the training loop returns them.
         initialized_from: Checkpoint that the model started from, if any: a Hub name or a folder.
+        checkpoint: What else is known of it, if it is one of those with a data file of their own.
+        widget: Examples with their outputs.
     """
 
     repo_id: str
     auto_class: str
+    pipeline_tag: str
     config: Any
     num_parameters: int
     dataset_name: str
     training_arguments: dict[str, Any]
     results: list[dict[str, float]]
     initialized_from: str | None = None
+    checkpoint: Checkpoint | None = None
+    widget: Sequence[WidgetExample] = ()
+
+    @property
+    def name(self) -> str:
+        return self.repo_id.rstrip("/").split("/")[-1]
 
     def render(self) -> ModelCard:
         """The card with its metadata. Folders of this machine are no Hub names, and stay out of the metadata."""
         is_interbert = self.config.model_type == "interbert"
+        evaluation = self._evaluation()
         metadata = ModelCardData(
+            model_name=self.name if evaluation else None,
+            language=list(self.checkpoint.languages) if self.checkpoint else None,
+            license=self.checkpoint.license if self.checkpoint else None,
             library_name="transformers",
-            tags=["interbert", "custom_code", "vision-and-language", "image-text-matching"] if is_interbert else None,
+            pipeline_tag=self.pipeline_tag,
+            tags=TAGS if is_interbert else None,
             datasets=hub_name(self.dataset_name),
             base_model=hub_name(self.initialized_from),
+            metrics=list(dict.fromkeys(result.metric_type for result in evaluation)) or None,
+            eval_results=evaluation or None,
+            widget=[example.to_metadata() for example in self.widget] or None,
         )
         return ModelCard.from_template(
             metadata,
             template_path=str(TEMPLATE),
-            model_name=self.repo_id.rstrip("/").split("/")[-1],
-            repo_id=self.repo_id,
-            auto_class=self.auto_class,
-            use=SCORE_USE if self.config.problem_type == "regression" else USES[self.auto_class],
+            card=self,
             is_interbert=is_interbert,
-            takes_regions=self.auto_class != "AutoModelForSequenceClassification",
-            config=self.config,
-            num_parameters=self.num_parameters,
-            dataset_name=self.dataset_name,
-            training_arguments=self.training_arguments,
+            architecture_picture=ARCHITECTURE_PICTURE,
             results=markdown_table(self.results),
-            initialized_from=self.initialized_from,
         )
+
+    def _evaluation(self) -> list[EvalResult]:
+        """The last results, as the metadata has them."""
+        dataset = hub_name(self.dataset_name) or Path(self.dataset_name).name
+        last = self.results[-1] if self.results else {}
+        return [
+            EvalResult(
+                task_type=self.pipeline_tag,
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=self.training_arguments.get("validation_split"),
+                metric_type=metric,
+                metric_name=name,
+                metric_value=round(last[result], 4),
+            )
+            for result, (metric, name) in METRICS.items()
+            if result in last
+        ]
 
 
 def hub_name(name: str | None) -> str | None:

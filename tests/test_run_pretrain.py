@@ -216,7 +216,8 @@ print(json.dumps(found))
         "tokenizer.json",
         "tokenizer_config.json",
     }
-    more = {"README.md", "all_results.json", "eval_results.json", "recipe.yaml"}
+    more = {"README.md", "all_results.json", "eval_results.json", "recipe.yaml", "handler.py", "requirements.txt"}
+    more |= {"architecture.png", *(f"widget-{number}.png" for number in range(3))}
     assert set(found["main"]["files"]) - {".gitattributes"} == model_files | more
     assert set(found["checkpoints"]["files"]) - {".gitattributes"} == model_files
     assert found["main"]["commits"] == ["End of training", "initial commit"]

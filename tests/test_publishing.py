@@ -1,0 +1,227 @@
+"""What a finetuning script leaves on the Hub: cards, pipelines and a handler that run without the packages."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import needs_hub, start_hub
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from generate_scenes import write_scenes
+from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
+from pictures import Pictures
+from processing import InterBERTProcessor, load_region_dataset
+from publishing import WidgetInputs, match_inputs, run_widget
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = (
+    "hidden_size=32,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=64,vision_intermediate_size=64,"
+    "num_hidden_layers=1,num_text_layers=1,num_vision_layers=1,pooler_size=16"
+)
+SCRIPTS = {
+    "org/answers": ("run_vqa.py", "interbert-base-vqa2"),
+    "org/matches": ("run_image_retrieval.py", "interbert-base-flickr30k"),
+}
+QUESTION, CAPTIONS = "what colour is the large circle", ["a large red circle", "two stars", "a ring"]
+
+# Runs where the packages cannot be imported, against a Hub-compatible server.
+CLIENT = """
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("configuration_interbert", "modeling_interbert", "processing", "model_cards"):
+            raise ModuleNotFoundError(f"{name} must not be needed")
+
+sys.meta_path.insert(0, Blocker())
+import re
+from huggingface_hub import ModelCard, snapshot_download
+from transformers import pipeline
+
+record, question, captions = json.loads(sys.argv[1])
+inputs = {
+    "org/answers": {"image": record, "question": question},
+    "org/matches": {"image": record, "candidate_labels": captions},
+}
+report = {}
+for name, task in (("org/answers", "visual-question-answering"), ("org/matches", "zero-shot-image-classification")):
+    run = pipeline(task, model=name, trust_remote_code=True, device="cpu")
+    folder = snapshot_download(name)
+    sys.path.insert(0, folder)
+    sys.modules.pop("handler", None)
+    from handler import EndpointHandler
+    sys.path.remove(folder)
+    handler = EndpointHandler(folder)
+    card = ModelCard.load(name)
+    card.validate()
+    scope = {}
+    for snippet in re.findall(r"```python\\n(.*?)```", card.text, re.DOTALL):
+        exec(snippet, scope)
+    report[name] = {
+        "pipeline": run(**inputs[name]),
+        "handler": handler({"inputs": inputs[name]}),
+        "batch": handler({"inputs": [inputs[name]] * 2, "parameters": {"batch_size": 2}}),
+        "card": card.data.to_dict(),
+        "snippets": sorted(scope.keys() & {"run", "answer", "match_probability"}),
+    }
+    try:
+        handler({"question": question})
+    except ValueError as error:
+        report[name]["error"] = str(error)
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(folder, num_train=60, num_validation=10, num_test=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(scenes, tmp_path_factory):
+    """What the scripts wrote, by repository, and what a process without the packages finds on the Hub."""
+    folder = tmp_path_factory.mktemp("published")
+    outputs = {name: folder / name.split("/")[1] for name in SCRIPTS}
+    record = read_record(scenes)
+    with start_hub(folder / "hub") as hub:
+        environment = hub.env(home=folder / "home") | {"ACCELERATE_USE_CPU": "true"}
+        for name, (script, card) in SCRIPTS.items():
+            command = [sys.executable, str(REPOSITORY / "examples" / script), "--do_train", "--do_eval"]
+            command += ["--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")]
+            command += ["--config_overrides", TINY, "--max_train_steps", "3", "--ema_decay", "0.9"]
+            command += [
+                "--output_dir",
+                str(outputs[name]),
+                "--push_to_hub",
+                "--hub_model_id",
+                name,
+                "--model_card",
+                card,
+            ]
+            result = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr[-4000:]
+        client = subprocess.run(
+            [sys.executable, "-c", CLIENT, json.dumps([record, QUESTION, CAPTIONS])],
+            cwd=folder,
+            env={name: value for name, value in hub.env(home=folder / "client").items() if name != "PYTHONPATH"},
+            capture_output=True,
+            text=True,
+        )
+    assert client.returncode == 0, client.stderr[-4000:]
+    return outputs, json.loads(client.stdout.splitlines()[-1])
+
+
+def read_record(scenes: Path) -> dict:
+    record = load_region_dataset(scenes, "test")[1]
+    return {name: record[name].tolist() for name in ("features", "boxes")} | {
+        name: record[name] for name in ("width", "height")
+    }
+
+
+@torch.no_grad()
+def run_plain(model, processor, text, record):
+    return model.eval()(**processor(text=text, regions=record, return_tensors="pt"))
+
+
+@needs_hub
+def test_answers_from_the_hub_are_those_of_the_trained_model(published, scenes):
+    outputs, report = published
+    folder, found = outputs["org/answers"], report["org/answers"]
+    model, processor = InterBERTForVQA.from_pretrained(folder), InterBERTProcessor.from_pretrained(folder)
+    logits = run_plain(model, processor, QUESTION, read_record(scenes)).logits[0]
+    scores, labels = logits.sigmoid().topk(5)
+    answers = [model.config.id2label[label] for label in labels.tolist()]
+    for result in (found["pipeline"], found["handler"], *found["batch"]):
+        assert [item["answer"] for item in result] == answers
+        assert [item["score"] for item in result] == pytest.approx(scores.tolist(), abs=1e-6)
+    assert found["snippets"] == ["answer", "run"]
+    assert found["error"] == "Expected `inputs`, got ['question']."
+
+
+@needs_hub
+def test_matches_from_the_hub_are_those_of_the_trained_model(published, scenes):
+    outputs, report = published
+    folder, found = outputs["org/matches"], report["org/matches"]
+    model, processor = InterBERTForImageRetrieval.from_pretrained(folder), InterBERTProcessor.from_pretrained(folder)
+    record = read_record(scenes)
+    scores = {text: run_plain(model, processor, text, record).match_scores.item() for text in CAPTIONS}
+    for result in (found["pipeline"], found["handler"], *found["batch"]):
+        assert [item["label"] for item in result] == sorted(scores, key=scores.get, reverse=True)
+        assert {item["label"]: item["score"] for item in result} == pytest.approx(scores, abs=1e-6)
+    assert found["snippets"] == ["match_probability", "run"]
+
+
+@needs_hub
+def test_cards_say_what_was_measured(published, scenes):
+    outputs, report = published
+    for name, folder in outputs.items():
+        measured = json.loads((folder / "eval_results.json").read_text())
+        data = report[name]["card"]
+        assert (data["license"], data["language"], data["library_name"]) == ("apache-2.0", ["en"], "transformers")
+        (entry,) = data["model-index"]
+        assert entry["name"] == name.split("/")[1]
+        (result,) = entry["results"]
+        assert result["task"]["type"] == data["pipeline_tag"]
+        assert result["dataset"] == {"name": "scenes", "type": "scenes", "split": "validation"}
+        found = {metric["name"]: metric["value"] for metric in result["metrics"]}
+        expected = {
+            "org/answers": {"accuracy": "eval_accuracy"},
+            "org/matches": {"P@5": "eval_precision_at_5"}
+            | {
+                f"{direction} retrieval R@{k}": f"eval_{direction}_recall_at_{k}"
+                for direction in ("image", "text")
+                for k in (1, 5, 10)
+            },
+        }[name]
+        assert found == {shown: pytest.approx(measured[key], abs=1e-4) for shown, key in expected.items()}
+        assert str(folder) not in (folder / "README.md").read_text().split("---")[1]
+
+
+@needs_hub
+def test_widgets_show_what_the_pipeline_gave(published, scenes):
+    outputs, _ = published
+    regions = load_region_dataset(scenes, "validation")
+    for name, folder in outputs.items():
+        card = ModelCard.load(folder / "README.md")
+        assert len(card.data.widget) == 3
+        assert {path.name for path in folder.glob("*.png")} == {"architecture.png"} | {
+            example["src"] for example in card.data.widget
+        }
+        processor = InterBERTProcessor.from_pretrained(folder)
+        for example in card.data.widget:
+            picture = Image.open(folder / example["src"])
+            (row,) = [row for row in range(len(regions)) if Pictures(regions).open(row).tobytes() == picture.tobytes()]
+            if name == "org/answers":
+                model = InterBERTForVQA.from_pretrained(folder)
+                best = run_plain(model, processor, example["text"], regions[row]).logits[0].sigmoid().max().item()
+                assert example["output"]["score"] == pytest.approx(best, abs=1e-4)
+            else:
+                model = InterBERTForImageRetrieval.from_pretrained(folder)
+                texts = [item["label"] for item in example["output"]]
+                assert example["candidate_labels"].split(", ") == sorted(texts, key=example["candidate_labels"].index)
+                for item in example["output"]:
+                    score = run_plain(model, processor, item["label"], regions[row]).match_scores.item()
+                    assert item["score"] == pytest.approx(score, abs=1e-4)
+                assert set(texts) & set(regions.captions(row))
+
+
+def test_images_are_matched_with_their_own_caption_and_two_others():
+    pairs = [("a", "one"), ("a", "two"), ("b", "three"), ("c", "four, five"), ("d", "six"), ("e", "seven")]
+    assert list(match_inputs(pairs)) == [
+        {"image": "d", "candidate_labels": ["six", "one", "three"]},
+        {"image": "e", "candidate_labels": ["seven", "three", "six"]},
+    ]
+
+
+def test_without_pictures_there_is_no_widget(scenes, tmp_path):
+    regions = load_region_dataset(scenes, "validation")
+    regions = type(regions)(regions.dataset.remove_columns("image"))
+    inputs = [{"image": regions[0]["image_id"], "candidate_labels": CAPTIONS}]
+    assert run_widget(None, None, WidgetInputs(regions, inputs), tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
