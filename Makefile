@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need nothing but Python >= 3.10 and make: the first of them builds the environment.
+# `make quickstart`, `make demo` and `make test` need nothing but Python >= 3.10 and make: the first of them builds the environment.
 
 PYTHON ?= python3
 # Two workers with one computing thread each; more threads than cores make the small models of the tests slower.
@@ -7,14 +7,16 @@ TEST_THREADS ?= 1
 
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+QUICKSTART := outputs/quickstart
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart demo test lint clean
 
 help:
 	@echo "make quickstart  pretrain a small InterBERT on drawn scenes and show what it retrieves"
+	@echo "make demo        search, ask and look inside in the browser, with the model of the quickstart"
 	@echo "make test        run the tests"
 	@echo "make lint        check the code style"
 	@echo "make install     only build the environment in $(VENV); the targets above do so when needed"
@@ -24,6 +26,19 @@ help:
 
 quickstart: $(INSTALLED)
 	$(OFFLINE) $(VENV)/bin/python examples/quickstart.py
+
+demo: $(QUICKSTART)/vqa_model/config.json
+	$(OFFLINE) $(VENV)/bin/python examples/app.py --model_name_or_path $(QUICKSTART)/model \
+		--vqa_model_name_or_path $(QUICKSTART)/vqa_model --dataset_name $(QUICKSTART)/scenes
+
+$(QUICKSTART)/model/config.json: | $(INSTALLED)
+	$(OFFLINE) $(VENV)/bin/python examples/quickstart.py
+
+$(QUICKSTART)/vqa_model/config.json: $(QUICKSTART)/model/config.json
+	$(OFFLINE) ACCELERATE_USE_CPU=true $(VENV)/bin/python examples/run_vqa.py --do_train --do_eval \
+		--model_name_or_path $(QUICKSTART)/model --dataset_name $(QUICKSTART)/scenes --output_dir $(@D) \
+		--max_train_steps 800 --per_device_train_batch_size 64 --learning_rate 7e-4 --num_warmup_steps 100 \
+		--overwrite_output_dir
 
 test: $(INSTALLED)
 	$(OFFLINE) OMP_NUM_THREADS=$(TEST_THREADS) $(VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile

@@ -65,10 +65,9 @@ def undeclared(imports: set[str], declared: list[Requirement]) -> list[str]:
     )
 
 
-def imports_below(*folders: str, without: str | None = None, module_level_only: bool = False) -> set[str]:
+def imports_below(*folders: str, without: tuple[str, ...] = (), module_level_only: bool = False) -> set[str]:
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    if without is not None:
-        files = [path for path in files if not path.is_relative_to(ROOT / without)]
+    files = [path for path in files if not any(path.is_relative_to(ROOT / name) for name in without)]
     assert files
     return set().union(*(third_party_imports(path.read_text("utf-8"), module_level_only) for path in files))
 
@@ -119,8 +118,10 @@ def test_every_import_is_declared_in_some_extra():
 
 
 def test_examples_import_at_the_top_only_what_their_extra_brings():
-    imports = imports_below("examples", without="examples/metrics", module_level_only=True)
+    imports = imports_below("examples", without=("examples/metrics", "examples/app.py"), module_level_only=True)
     assert undeclared(imports, requirements("examples")) == []
+    app = third_party_imports(read("examples/app.py"), module_level_only=True)
+    assert undeclared(app, requirements("demo", "examples")) == []
 
 
 def test_metrics_import_only_what_their_extra_brings():
@@ -128,7 +129,7 @@ def test_metrics_import_only_what_their_extra_brings():
 
 
 def test_tests_import_only_what_make_test_installs():
-    extras = ("examples", "formats", "metrics", "negatives", "onnx", "streaming", "test", "tracking")
+    extras = ("demo", "examples", "formats", "metrics", "negatives", "onnx", "streaming", "test", "tracking")
     assert undeclared(imports_below("tests"), requirements(*extras)) == []
     assert '".[dev]"' in read("Makefile")
 

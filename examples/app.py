@@ -1,0 +1,315 @@
+#!/usr/bin/env python
+"""
+A demo in the browser: search images by text, ask questions about them, see which regions the words of a caption look
+at, and fill in masked words. `make demo` opens it with the model of `make quickstart`, or:
+
+    python examples/app.py --model_name_or_path outputs/quickstart/model --dataset_name outputs/quickstart/scenes
+
+with a model that answers questions, and a region dataset whose pictures are in a folder:
+
+    python examples/app.py --model_name_or_path org/interbert-base --vqa_model_name_or_path org/interbert-base-vqa2 \\
+        --dataset_name org/my-regions --split validation --image_dir photographs --index_dir index
+
+The embedded images are kept in `--index_dir`, if it is given, and need not be computed again at the next start.
+examples/push_space.py makes a Space of it on the Hub, where the variables INTERBERT_MODEL, INTERBERT_VQA_MODEL,
+INTERBERT_DATASET and INTERBERT_SPLIT stand for the arguments.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from tqdm.auto import tqdm
+
+from arguments import parse_arguments
+from modeling_interbert import InterBERTForPreTraining, InterBERTForVQA, InterBERTRetriever
+from pictures import Pictures
+from processing import InterBERTProcessor, VisualQuestionAnsweringPipeline, load_region_dataset
+from region_drawing import set_fonts
+from visualize_attention import draw_interaction
+
+NUM_ANSWERS = 5
+NUM_WORDS = 5  # for each masked one
+NUM_BOXES = 3  # that a word looks at most
+NUM_LISTED_IMAGES = 200  # in the list to choose from; others may be typed
+
+ABOUT = """
+# InterBERT
+
+It reads a text together with the *regions* of a picture, the objects that a detector found in it.
+"""
+
+
+@dataclass
+class DemoArguments:
+    """What is shown, and where."""
+
+    model_name_or_path: str = field(
+        default=os.environ.get("INTERBERT_MODEL", "outputs/quickstart/model"),
+        metadata={"help": "Pretrained checkpoint with its processor, or one finetuned for image retrieval."},
+    )
+    vqa_model_name_or_path: str | None = field(
+        default=os.environ.get("INTERBERT_VQA_MODEL"),
+        metadata={"help": "Checkpoint that answers questions; without one nobody can ask any."},
+    )
+    dataset_name: str = field(
+        default=os.environ.get("INTERBERT_DATASET", "outputs/quickstart/scenes"),
+        metadata={"help": "Region dataset: a local folder or a Hub name."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    split: str = field(
+        default=os.environ.get("INTERBERT_SPLIT", "test"),
+        metadata={"help": "Split that has the images; test[:1000] works, too."},
+    )
+    caption_column: str = field(default="captions", metadata={"help": "Column of captions, if there is one."})
+    image_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of pictures that are named by their `image_id`. By default the pictures are those of the "
+            "dataset's column `image`."
+        },
+    )
+    index_dir: str | None = field(
+        default=None, metadata={"help": "Folder that keeps the embedded images; by default they are kept in memory."}
+    )
+    host: str | None = field(
+        default=None, metadata={"help": "Address to serve at: by default this machine alone; 0.0.0.0 for others, too."}
+    )
+    port: int | None = field(default=None, metadata={"help": "Port; by default the first free one from 7860 on."})
+
+    def __post_init__(self):
+        if self.image_dir is not None and not Path(self.image_dir).is_dir():
+            raise ValueError(f"`--image_dir` must be a folder of pictures, got {self.image_dir}.")
+
+
+class Demo:
+    """
+    What the page shows, without the page. Every method raises a `ValueError` with a message for the user where there is
+    nothing to be shown.
+    """
+
+    def __init__(self, args: DemoArguments):
+        self.processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
+        self.model, info = InterBERTForPreTraining.from_pretrained(args.model_name_or_path, output_loading_info=True)
+        if any(name.startswith("itm_head") for name in info["missing_keys"]):
+            raise ValueError(
+                f"`--model_name_or_path` must be a model with a match head, pretrained or finetuned for image "
+                f"retrieval, got {args.model_name_or_path}."
+            )
+        self.fills_words = not any(name.startswith("mlm_head") for name in info["missing_keys"])
+        self.regions = load_region_dataset(args.dataset_name, args.split, name=args.dataset_config_name)
+        self.pictures = Pictures(self.regions, args.image_dir)
+        if not self.pictures.are_at_hand:
+            raise ValueError("The demo needs pictures: expected a column `image` or `--image_dir`, got neither.")
+        self.caption_column = args.caption_column if args.caption_column in self.regions.column_names else None
+        self.rows = {image_id: row for row, image_id in enumerate(self.regions.dataset["image_id"])}
+        self.retriever = InterBERTRetriever(self.model, self.processor, folder=args.index_dir, progress_bar=tqdm)
+        self.retriever.index(self.regions)
+        self.answerer = None
+        if args.vqa_model_name_or_path is not None:
+            self.answerer = VisualQuestionAnsweringPipeline(
+                InterBERTForVQA.from_pretrained(args.vqa_model_name_or_path),
+                processor=InterBERTProcessor.from_pretrained(args.vqa_model_name_or_path),
+                device=-1,
+            )
+
+    # ---------------------------------------------------------------- what is given
+
+    def row(self, image_id: str | None) -> int:
+        if image_id not in self.rows:
+            raise ValueError(f"There is no image {image_id!r}." if image_id else "Choose an image first.")
+        return self.rows[image_id]
+
+    def regions_of(self, image_id: str | None) -> dict[str, Any]:
+        record = self.regions[self.row(image_id)]
+        if len(record["boxes"]) == 0:
+            raise ValueError(f"The detector found nothing in image {image_id}: the model does not see it.")
+        return record
+
+    def picture(self, image_id: str | None) -> Image.Image:
+        """The picture of an image; a blank one, where it has none."""
+        row = self.row(image_id)
+        record = self.regions[row]
+        return self.pictures.open(row) or Image.new("RGB", (record["width"], record["height"]), "lightgrey")
+
+    def caption(self, image_id: str | None) -> str:
+        """The first caption of an image; empty where it has none."""
+        captions = self.regions.captions(self.row(image_id), self.caption_column) if self.caption_column else []
+        return captions[0] if captions else ""
+
+    def check_text(self, text: str | None, what: str) -> str:
+        """Neither empty nor longer than the model reads."""
+        text = (text or "").strip()
+        if not text:
+            raise ValueError(f"Write a {what} first.")
+        longest = min(self.model.config.max_position_embeddings, self.processor.tokenizer.model_max_length)
+        num_tokens = len(self.processor.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        if num_tokens > longest:
+            raise ValueError(f"The {what} has {num_tokens:,} tokens, and the model reads {longest:,} at most.")
+        return text
+
+    # ---------------------------------------------------------------- what is shown
+
+    def search(self, text: str | None, threshold: float, max_images: int) -> tuple[list[tuple[str, float]], int]:
+        """
+        Returns:
+            Image ids with their scores, the best first, and the number of all images above the threshold.
+        """
+        matches = self.retriever.recall(self.check_text(text, "text"), threshold=threshold)
+        return [(match.image_id, match.score) for match in matches[:max_images]], len(matches)
+
+    def answer(self, image_id: str | None, question: str | None) -> dict[str, float]:
+        """The best answers with their scores."""
+        regions = self.regions_of(image_id)
+        results = self.answerer(image=regions, question=self.check_text(question, "question"), top_k=NUM_ANSWERS)
+        return {result["answer"]: result["score"] for result in results}
+
+    @torch.inference_mode()
+    def attention(self, image_id: str | None, caption: str | None) -> dict[str, Any]:
+        """Words, boxes and attention, the mean over layers and heads, see `post_process_attention`."""
+        inputs = self.processor(
+            text=self.check_text(caption, "caption"), regions=self.regions_of(image_id), return_tensors="pt"
+        )
+        outputs = self.model(**inputs, output_attentions=True)
+        picture = self.picture(image_id)
+        (attention,) = self.processor.post_process_attention(
+            outputs, inputs, layer=None, target_sizes=[(picture.height, picture.width)]
+        )
+        return attention
+
+    def words(self, image_id: str | None, caption: str | None) -> list[str]:
+        """The words of a caption, numbered where one comes twice."""
+        return _tell_apart(self.attention(image_id, caption)["words"])[1:-1]  # without [CLS] and [SEP]
+
+    def draw_attention(self, image_id: str | None, caption: str | None, word: str | None) -> Figure:
+        """The regions that a word looks at most."""
+        attention = self.attention(image_id, caption)
+        words = _tell_apart(attention["words"])
+        if word not in words:
+            raise ValueError("Choose a word of the caption.")
+        title = f"{caption}\nattention in %, mean over layers and heads"
+        return draw_interaction(attention, [words.index(word)], self.picture(image_id), NUM_BOXES, title)
+
+    @torch.inference_mode()
+    def fill(self, image_id: str | None, caption: str | None) -> list[list[Any]]:
+        """For every masked word its number, and the likeliest words with their probabilities."""
+        mask = self.processor.tokenizer.mask_token
+        caption = self.check_text(caption, "caption")
+        if mask not in caption:
+            raise ValueError(f"Put {mask} in the place of a word of the caption.")
+        inputs = self.processor(text=caption, regions=self.regions_of(image_id), return_tensors="pt")
+        logits = self.model(**inputs).mlm_logits[0]
+        masked = logits[inputs["input_ids"][0] == self.processor.tokenizer.mask_token_id].softmax(dim=-1)
+        rows = []
+        for number, probabilities in enumerate(masked, start=1):
+            best = probabilities.topk(min(NUM_WORDS, len(probabilities)))
+            words = self.processor.tokenizer.convert_ids_to_tokens(best.indices.tolist())
+            rows += [[number, word, round(value, 4)] for word, value in zip(words, best.values.tolist(), strict=True)]
+        return rows
+
+
+def _tell_apart(words: list[str]) -> list[str]:
+    """Words that come more than once get numbers."""
+    return [f"{word} ({words[:i].count(word) + 1})" if words.count(word) > 1 else word for i, word in enumerate(words)]
+
+
+def _shown(function: Callable) -> Callable:
+    """Shows the user what is wrong with an input, and nothing else changes on the page."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return function(*args, **kwargs)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return call
+
+
+def build_page(demo: Demo) -> gr.Blocks:
+    """The page: an image to the left, and what can be done to the right."""
+    image_ids = list(demo.rows)
+
+    def select(image_id):
+        return demo.picture(image_id), demo.caption(image_id), demo.caption(image_id)
+
+    def search(text, threshold, max_images):
+        found, count = demo.search(text, threshold, max_images)
+        noun = "image matches" if count == 1 else "images match"
+        message = f"{count:,} of {len(demo.retriever):,} {noun} with a score above {threshold:g}."
+        pictures = [(demo.picture(image_id), f"{score:.3f} · {image_id}") for image_id, score in found]
+        return pictures, message, [image_id for image_id, _ in found]
+
+    def choose_found(found, event: gr.SelectData):
+        return found[event.index]
+
+    def read(image_id, caption):
+        words = demo.words(image_id, caption)
+        return gr.Radio(words, value=words[0], label="Word"), demo.draw_attention(image_id, caption, words[0])
+
+    with gr.Blocks(title="InterBERT", analytics_enabled=False) as page:
+        gr.Markdown(ABOUT)
+        found = gr.State([])
+        with gr.Row():
+            with gr.Column(scale=1):
+                image_id = gr.Dropdown(
+                    image_ids[:NUM_LISTED_IMAGES], value=image_ids[0], label="Image", allow_custom_value=True
+                )
+                picture = gr.Image(demo.picture(image_ids[0]), show_label=False, interactive=False)
+            with gr.Column(scale=2):
+                with gr.Tab("Search"):
+                    text = gr.Textbox(label="Text", placeholder="What is in the picture?")
+                    with gr.Row():
+                        threshold = gr.Slider(0, 1, value=0.6, step=0.01, label="Match score above")
+                        max_images = gr.Slider(1, 48, value=12, step=1, label="Images at most")
+                    search_button = gr.Button("Search", variant="primary")
+                    message = gr.Markdown()
+                    gallery = gr.Gallery(
+                        label="Images, the best match first", columns=4, object_fit="contain", allow_preview=False
+                    )
+                    searching = [text, threshold, max_images], [gallery, message, found]
+                    gr.on([search_button.click, text.submit, threshold.release], _shown(search), *searching)
+                    gallery.select(_shown(choose_found), found, image_id)
+                if demo.answerer is not None:
+                    with gr.Tab("Question"):
+                        question = gr.Textbox(label="Question", placeholder="What colour is …?")
+                        ask_button = gr.Button("Ask", variant="primary")
+                        answers = gr.Label(label="Answers", num_top_classes=NUM_ANSWERS)
+                        gr.on([ask_button.click, question.submit], _shown(demo.answer), [image_id, question], answers)
+                with gr.Tab("Words and regions"):
+                    caption = gr.Textbox(demo.caption(image_ids[0]), label="Caption")
+                    read_button = gr.Button("Read", variant="primary")
+                    word = gr.Radio([], label="Word")
+                    attention = gr.Plot(show_label=False)
+                    gr.on([read_button.click, caption.submit], _shown(read), [image_id, caption], [word, attention])
+                    word.input(_shown(demo.draw_attention), [image_id, caption, word], attention)
+                masked = gr.State("")
+                if demo.fills_words:
+                    with gr.Tab("Masked words"):
+                        masked = gr.Textbox(
+                            demo.caption(image_ids[0]),
+                            label="Caption",
+                            info=f"Put {demo.processor.tokenizer.mask_token} in the place of a word.",
+                        )
+                        fill_button = gr.Button("Fill", variant="primary")
+                        words = gr.Dataframe(headers=["mask", "word", "probability"], interactive=False)
+                        gr.on([fill_button.click, masked.submit], _shown(demo.fill), [image_id, masked], words)
+        image_id.change(_shown(select), image_id, [picture, caption, masked])
+    return page
+
+
+def main():
+    (args,) = parse_arguments((DemoArguments,), description="Show an InterBERT in the browser.")
+    set_fonts()
+    build_page(Demo(args)).launch(server_name=args.host, server_port=args.port)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+#!/usr/bin/env python
+"""
+Makes a Space on the Hub of the demo in examples/app.py, with a checkpoint and a region dataset of the Hub:
+
+    python examples/push_space.py org/interbert-demo --model org/interbert-base-flickr30k \\
+        --vqa_model org/interbert-base-vqa2 --dataset org/my-regions --split validation[:500]
+
+The Space is a copy of the code that the demo needs. What it shows can be changed in its settings: the variables
+INTERBERT_MODEL, INTERBERT_VQA_MODEL, INTERBERT_DATASET and INTERBERT_SPLIT.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi, SpaceCard
+
+EXAMPLES = Path(__file__).resolve().parent
+# app.py, and what it imports.
+SCRIPTS = ("app.py", "arguments.py", "pictures.py", "region_drawing.py", "visualize_attention.py")
+PACKAGES = ("configuration_interbert", "modeling_interbert", "processing")
+
+
+def write_space(folder: Path, models: list[str], dataset: str):
+    """
+    Writes the files of the Space.
+
+    Args:
+        models: Repositories that it shows, for its page.
+        dataset: Likewise.
+    """
+    sources = [EXAMPLES / name for name in SCRIPTS] + [EXAMPLES / "space" / "requirements.txt"]
+    targets = {path.name: path for path in sources}
+    for package in PACKAGES:
+        root = EXAMPLES.parent
+        targets |= {str(path.relative_to(root)): path for path in sorted((root / package).rglob("*.py"))}
+    for name, source in targets.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(source.read_bytes())
+    card = SpaceCard.load(EXAMPLES / "space" / "README.md")
+    card.data.models, card.data.datasets = models, [dataset]
+    card.save(folder / "README.md")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Make a Space of the demo.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("repo_id", help="Space to create, or to write anew.")
+    parser.add_argument("--model", required=True, help="Checkpoint on the Hub, pretrained or for image retrieval.")
+    parser.add_argument("--vqa_model", help="Checkpoint on the Hub that answers questions.")
+    parser.add_argument("--dataset", required=True, help="Region dataset on the Hub, with a column of pictures.")
+    parser.add_argument("--split", default="validation", help="Split that is shown.")
+    parser.add_argument("--private", action="store_true", help="Creates a private Space.")
+    parser.add_argument("--hub_token", help="Token for the upload, if not logged in.")
+    args = parser.parse_args()
+
+    models = [model for model in (args.model, args.vqa_model) if model is not None]
+    variables = {"MODEL": args.model, "VQA_MODEL": args.vqa_model, "DATASET": args.dataset, "SPLIT": args.split}
+    api = HfApi(token=args.hub_token)
+    with tempfile.TemporaryDirectory() as folder:
+        write_space(Path(folder), models, args.dataset)
+        url = api.create_repo(
+            args.repo_id,
+            repo_type="space",
+            space_sdk="gradio",
+            exist_ok=True,
+            private=args.private or None,
+            space_variables=[
+                {"key": f"INTERBERT_{name}", "value": value} for name, value in variables.items() if value is not None
+            ],
+        )
+        api.upload_folder(
+            repo_id=url.repo_id, repo_type="space", folder_path=folder, commit_message="The demo of InterBERT"
+        )
+    print(f"Space: {url}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""The demo: what it shows, and the page in a real browser (Debian's Chromium), which skips where there is none."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hub_server import needs_hub, start_hub
+from huggingface_hub import SpaceCard
+from model_fixtures import perturb
+from transformers import AutoTokenizer
+
+from app import Demo, DemoArguments
+from configuration_interbert import InterBERTConfig
+from generate_scenes import REGION_FEATURE_SIZE, write_scenes
+from modeling_interbert import InterBERTForImageRetrieval, InterBERTForPreTraining, InterBERTForVQA
+from processing import InterBERTProcessor, RegionDataset
+from push_space import write_space
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+ANSWERS = ["red", "blue", "circle", "star", "two", "yes"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Scenes, and tiny models with random weights."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_scenes(folder / "scenes", num_train=2, num_validation=2, num_test=12)
+    processor = InterBERTProcessor(
+        AutoTokenizer.from_pretrained(folder / "scenes" / "tokenizer"), region_feature_size=REGION_FEATURE_SIZE
+    )
+    torch.manual_seed(0)
+    config = InterBERTConfig(
+        vocab_size=len(processor.tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_text_layers=1,
+        num_vision_layers=1,
+        num_attention_heads=2,
+        vision_num_attention_heads=2,
+        intermediate_size=32,
+        vision_intermediate_size=32,
+        max_position_embeddings=64,
+        region_feature_size=REGION_FEATURE_SIZE,
+        num_region_classes=48,
+        pooler_size=16,
+        id2label=dict(enumerate(ANSWERS)),
+        label2id={answer: label for label, answer in enumerate(ANSWERS)},
+    )
+    for name, model_class in (
+        ("model", InterBERTForPreTraining),
+        ("vqa_model", InterBERTForVQA),
+        ("retrieval_model", InterBERTForImageRetrieval),
+    ):
+        perturb(model_class(config)).save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return folder
+
+
+def make_arguments(folder: Path, **values) -> DemoArguments:
+    models = {"model_name_or_path": str(folder / "model"), "vqa_model_name_or_path": str(folder / "vqa_model")}
+    return DemoArguments(**(models | {"dataset_name": str(folder / "scenes")} | values))
+
+
+@pytest.fixture(scope="module")
+def demo(folder) -> Demo:
+    return Demo(make_arguments(folder))
+
+
+@pytest.fixture
+def image_id(demo) -> str:
+    return demo.regions[3]["image_id"]
+
+
+@torch.no_grad()
+def run_model(folder, model_class, name, text, record):
+    processor = InterBERTProcessor.from_pretrained(folder / name)
+    inputs = processor(text=text, regions=record, return_tensors="pt")
+    return inputs, model_class.from_pretrained(folder / name)(**inputs)
+
+
+def test_search_gives_what_matches(demo, folder):
+    scores = {}
+    for record in (demo.regions[row] for row in range(12)):
+        _, outputs = run_model(folder, InterBERTForPreTraining, "model", "a red circle", record)
+        scores[record["image_id"]] = outputs.itm_logits.softmax(-1)[0, 0].item()
+    threshold = float(np.median(list(scores.values())))
+    found, count = demo.search("a red circle", threshold, max_images=4)
+    assert count == sum(score > threshold for score in scores.values()) == 6
+    assert [name for name, _ in found] == sorted(scores, key=scores.get, reverse=True)[:4]
+    assert [score for _, score in found] == pytest.approx([scores[name] for name, _ in found], abs=1e-6)
+
+
+def test_answers_are_those_of_the_model(demo, folder, image_id):
+    answers = demo.answer(image_id, "what colour is the circle")
+    _, outputs = run_model(folder, InterBERTForVQA, "vqa_model", "what colour is the circle", demo.regions[3])
+    expected = dict(zip(ANSWERS, outputs.logits[0].sigmoid().tolist(), strict=True))
+    assert list(answers) == sorted(expected, key=expected.get, reverse=True)[:5]
+    assert answers == pytest.approx({name: expected[name] for name in answers}, abs=1e-6)
+
+
+def test_masked_words_are_filled(demo, folder, image_id):
+    caption = "a [MASK] circle and a [MASK]"
+    inputs, outputs = run_model(folder, InterBERTForPreTraining, "model", caption, demo.regions[3])
+    positions = (inputs["input_ids"][0] == demo.processor.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
+    rows = demo.fill(image_id, caption)
+    assert [number for number, _, _ in rows] == [1] * 5 + [2] * 5
+    for number, position in enumerate(positions):
+        best = outputs.mlm_logits[0, position].softmax(-1).topk(5)
+        words = demo.processor.tokenizer.convert_ids_to_tokens(best.indices.tolist())
+        assert [word for _, word, _ in rows[5 * number : 5 * number + 5]] == words
+        assert [value for _, _, value in rows[5 * number : 5 * number + 5]] == pytest.approx(
+            best.values.tolist(), abs=1e-4
+        )
+
+
+def test_words_look_at_regions(demo, image_id):
+    caption = "a red circle and a star"
+    assert demo.words(image_id, caption) == ["a (1)", "red", "circle", "and", "a (2)", "star"]
+    attention = demo.attention(image_id, caption)
+    weights = attention["text_to_image"][attention["words"].index("star")]
+    figure = demo.draw_attention(image_id, caption, "star")
+    labels = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert f"{100 * weights[1:].max():.1f}" in labels
+
+
+def test_captions_and_pictures_of_images(demo, image_id):
+    assert demo.caption(image_id) == demo.regions.captions(3)[0]
+    assert demo.picture(image_id).size == (128, 128)
+
+
+@pytest.mark.parametrize(
+    "method, arguments, message",
+    [
+        ("search", ("  ", 0.5, 3), "Write a text first."),
+        ("search", (None, 0.5, 3), "Write a text first."),
+        ("answer", ("ID", ""), "Write a question first."),
+        ("answer", ("ID", "what " * 1000), "The question has 1,002 tokens, and the model reads 64 at most."),
+        ("answer", ("nowhere", "what"), "There is no image 'nowhere'."),
+        ("answer", (None, "what"), "Choose an image first."),
+        ("words", ("ID", " "), "Write a caption first."),
+        ("draw_attention", ("ID", "a circle", "star"), "Choose a word of the caption."),
+        ("fill", ("ID", "a circle"), r"Put \[MASK\] in the place of a word of the caption."),
+    ],
+)
+def test_bad_input_gets_a_message(demo, image_id, method, arguments, message):
+    arguments = [image_id if argument == "ID" else argument for argument in arguments]
+    with pytest.raises(ValueError, match=message):
+        getattr(demo, method)(*arguments)
+
+
+def test_an_image_without_regions_gets_a_message(demo, monkeypatch):
+    rows = demo.regions.dataset.to_list()
+    for name in ("boxes", "features", "class_ids", "class_scores"):
+        rows[0][name] = []
+    bare = RegionDataset(type(demo.regions.dataset).from_list(rows, features=demo.regions.dataset.features))
+    monkeypatch.setattr(demo, "regions", bare)
+    with pytest.raises(ValueError, match="The detector found nothing in image"):
+        demo.answer(rows[0]["image_id"], "what")
+
+
+def test_a_retrieval_model_fills_no_words(folder):
+    demo = Demo(make_arguments(folder, model_name_or_path=str(folder / "retrieval_model"), vqa_model_name_or_path=None))
+    assert not demo.fills_words and demo.answerer is None
+    with pytest.raises(ValueError, match="must be a model with a match head"):
+        Demo(make_arguments(folder, model_name_or_path=str(folder / "vqa_model")))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def wait_for(address: tuple[str, int], process: subprocess.Popen, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RuntimeError(f"The app ended with status {process.returncode}:\n{process.communicate()[0][-4000:]}")
+        with socket.socket() as client:
+            if client.connect_ex(address) == 0:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"Nothing answers at {address}.")
+
+
+@pytest.fixture(scope="module")
+def page_of(folder):
+    """Serves the app from a script, and opens it in a browser."""
+    if CHROMIUM is None:
+        pytest.skip("needs Debian's package chromium")
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    arguments = make_arguments(folder, port=port)
+    command = [sys.executable, str(REPOSITORY / "examples" / "app.py")]
+    command += [
+        word for name, value in vars(arguments).items() if value is not None for word in (f"--{name}", str(value))
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        wait_for(("127.0.0.1", port), process)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.set_default_timeout(60_000)
+            page.goto(f"http://127.0.0.1:{port}")
+            page.get_by_role("tab", name="Search").wait_for()
+            yield page
+            browser.close()
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def open_tab(page, name: str):
+    page.get_by_role("tab", name=name).click()
+
+
+def press(page, name: str):
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def check_message(page, message: str):
+    """A message is shown, and goes away."""
+    toast = page.get_by_text(message)
+    toast.wait_for()
+    page.get_by_test_id("toast-close").first.click()
+    toast.wait_for(state="detached")
+
+
+def test_page_in_a_browser(page_of, demo, tmp_path, request):
+    page = page_of
+    screenshots = Path(request.config.getoption("--basetemp") or tmp_path)
+
+    page.get_by_label("Text").fill("a red circle")
+    page.get_by_label("number input for Match score above").fill("0")
+    press(page, "Search")
+    page.get_by_text("12 of 12 images match with a score above 0").wait_for()
+    pictures = page.locator(".grid-container button")
+    assert pictures.count() == 12
+    best = demo.search("a red circle", 0, 12)[0]
+    assert best[1][0] in pictures.nth(1).inner_text()
+    pictures.nth(1).click()  # chooses it
+    page.wait_for_function("id => document.querySelector('[aria-label=Image]').value === id", arg=best[1][0])
+    page.screenshot(path=screenshots / "search.png")
+
+    open_tab(page, "Question")
+    page.get_by_label("Question").last.fill("what colour is the circle")
+    press(page, "Ask")
+    expected = demo.answer(best[1][0], "what colour is the circle")
+    answers = page.get_by_test_id("label-output-value")
+    answers.wait_for()
+    assert answers.inner_text().strip() == next(iter(expected))
+    page.screenshot(path=screenshots / "question.png")
+
+    # Bad input shows a message, and the page lives on.
+    page.get_by_label("Question").last.fill("what " * 1000)
+    press(page, "Ask")
+    check_message(page, "The question has 1,002 tokens, and the model reads 64 at most.")
+    page.get_by_label("Question").last.fill("")
+    press(page, "Ask")
+    check_message(page, "Write a question first.")
+    assert answers.inner_text().strip() == next(iter(expected))
+
+    open_tab(page, "Words and regions")
+    press(page, "Read")
+    words = demo.words(best[1][0], demo.caption(best[1][0]))
+    page.get_by_role("radio", name=words[-1], exact=True).click()
+    page.get_by_test_id("matplotlib").locator("img").wait_for()
+    page.wait_for_timeout(1000)
+    page.screenshot(path=screenshots / "attention.png")
+
+    open_tab(page, "Masked words")
+    page.get_by_label("Caption").last.fill("a [MASK] circle")
+    press(page, "Fill")
+    first = demo.fill(best[1][0], "a [MASK] circle")[0][1]
+    page.get_by_text(first, exact=True).locator("visible=true").first.wait_for()
+    page.screenshot(path=screenshots / "masked.png")
+
+
+# ---------------------------------------------------------------- the Space
+
+
+def test_a_space_runs_by_itself(folder, tmp_path):
+    write_space(tmp_path, ["org/model"], "org/scenes")
+    card = SpaceCard.load(tmp_path / "README.md")
+    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", ["org/model"])
+    assert (tmp_path / card.data.app_file).is_file()
+    code = "import app; demo = app.Demo(app.DemoArguments()); app.build_page(demo); print(demo.search('a ring', 0, 1))"
+    environment = {
+        "INTERBERT_MODEL": str(folder / "model"),
+        "INTERBERT_DATASET": str(folder / "scenes"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "",
+    }
+    # Without the installed packages: their code is that of the Space.
+    check = "import sys; sys.path = [p for p in sys.path if 'interbert' not in p.lower()]; "
+    result = subprocess.run(
+        [sys.executable, "-c", f"{check}{code}; import processing; print(processing.__file__)"],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert str(tmp_path) in result.stdout.splitlines()[-1]
+
+
+@needs_hub
+def test_a_space_is_pushed(tmp_path):
+    code = """
+import sys
+from huggingface_hub import HfApi
+import push_space
+sys.argv = ["push_space.py", "org/demo", "--model", "org/model", "--dataset", "org/scenes", "--private"]
+push_space.main()
+print(sorted(HfApi().list_repo_files("org/demo", repo_type="space")))
+"""
+    with start_hub(tmp_path / "hub") as hub:
+        environment = hub.env(home=tmp_path / "home") | {"PYTHONPATH": str(REPOSITORY / "examples")}
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for name in ("app.py", "requirements.txt", "README.md", "processing/pipelines_interbert.py"):
+        assert f"'{name}'" in result.stdout
