@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from hub_server import needs_hub, start_hub
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from configuration_interbert import InterBERTConfig
+from configuration_interbert.configuration_interbert import AUTO_MAP, PIPELINES
 from generate_scenes import write_scenes
+from model_cards import CHECKPOINTS, TrainedCard
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from pictures import Pictures
 from processing import InterBERTProcessor, load_region_dataset
@@ -181,6 +185,32 @@ def test_cards_say_what_was_measured(published, scenes):
         }[name]
         assert found == {shown: pytest.approx(measured[key], abs=1e-4) for shown, key in expected.items()}
         assert str(folder) not in (folder / "README.md").read_text().split("---")[1]
+
+
+@needs_hub
+def test_cards_of_all_checkpoints_are_valid(tmp_path):
+    classes = {reference.split(".")[1]: auto_class for auto_class, reference in AUTO_MAP.items()}
+    for number, (name, class_name) in enumerate(product(CHECKPOINTS, PIPELINES)):
+        card = TrainedCard(
+            repo_id=f"org/{name}",
+            auto_class=classes[class_name],
+            pipeline_tag=PIPELINES[class_name][0],
+            config=InterBERTConfig(),
+            num_parameters=1,
+            dataset_name="org/regions",
+            training_arguments={"learning_rate": 1e-4},
+            results=[{"eval_accuracy": 0.5, "eval_image_recall_at_1": 0.25}],
+            initialized_from="bert-base-uncased",
+            checkpoint=CHECKPOINTS[name],
+        )
+        card.render().save(tmp_path / f"{number}.md")
+    code = (
+        "import sys; from huggingface_hub import ModelCard; [ModelCard.load(path).validate() for path in sys.argv[1:]]"
+    )
+    with start_hub(tmp_path / "hub") as hub:
+        command = [sys.executable, "-c", code, *map(str, tmp_path.glob("*.md"))]
+        result = subprocess.run(command, env=hub.env(home=tmp_path / "home"), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @needs_hub
