@@ -1,5 +1,8 @@
 from .captioned_images import CaptionedImages
+from .configuration_faster_rcnn import FasterRCNNConfig
 from .hard_negatives import mine_hard_negatives
+from .image_processing_faster_rcnn import FasterRCNNImageProcessor
+from .modeling_faster_rcnn import FasterRCNNForRegionFeatures
 from .pipelines_interbert import (
     FeatureExtractionPipeline,
     ImageTextMatchingPipeline,
@@ -14,6 +17,9 @@ from .streaming import RegionStream, StreamedBatches
 
 __all__ = [
     "CaptionedImages",
+    "FasterRCNNConfig",
+    "FasterRCNNForRegionFeatures",
+    "FasterRCNNImageProcessor",
     "FeatureExtractionPipeline",
     "ImageTextMatchingPipeline",
     "InterBERTProcessor",

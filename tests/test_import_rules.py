@@ -25,12 +25,16 @@ HUB_FILES = [
     "modeling_interbert/modeling_interbert.py",
     "processing/processing_interbert.py",
     "processing/pipelines_interbert.py",
+    "processing/configuration_faster_rcnn.py",
+    "processing/modeling_faster_rcnn.py",
+    "processing/image_processing_faster_rcnn.py",
+    "processing/region_operators.py",
 ]
 # Re-exports the real configuration to the modeling file; saving a configuration overwrites its copy.
 STAND_IN = "modeling_interbert/configuration_interbert.py"
 HUB_LIBRARIES = {"numpy", "torch", "transformers"}
-# The decorator of typed configurations; transformers itself depends on huggingface_hub and uses it.
-HUB_EXTRA_IMPORTS = {"huggingface_hub.dataclasses.strict"}
+# The decorator of typed configurations, and YAML; transformers itself depends on both.
+HUB_EXTRA_IMPORTS = {"huggingface_hub.dataclasses.strict", "yaml.safe_load"}
 
 
 class ImportedName(NamedTuple):
