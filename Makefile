@@ -16,7 +16,8 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 help:
 	@echo "make quickstart  pretrain a small InterBERT on drawn scenes and show what it retrieves"
-	@echo "make demo        search, ask and look inside in the browser, with the model of the quickstart"
+	@echo "make demo        search, ask and look inside in the browser, with the model of the quickstart, which learns to"
+	@echo "                 answer questions first"
 	@echo "make test        run the tests"
 	@echo "make lint        check the code style"
 	@echo "make install     only build the environment in $(VENV); the targets above do so when needed"

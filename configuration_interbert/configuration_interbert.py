@@ -179,8 +179,13 @@ class InterBERTConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as JSON has it, with the pipeline of the class that the checkpoint was saved from."""
-        # Not what was read: the model may be another one by now, and `transformers.pipeline` puts classes in there.
-        custom_pipelines = {}
+        # Of ours, not what was read: the model may be another one by now. Those of others stay, but for the classes
+        # that `transformers.pipeline` puts in the place of their names.
+        custom_pipelines = {
+            task: info | {"pt": [name if isinstance(name, str) else name.__name__ for name in info.get("pt", ())]}
+            for task, info in self.custom_pipelines.items()
+            if not info["impl"].startswith("pipelines_interbert.")
+        }
         for architecture in self.architectures or ():
             if architecture in PIPELINES:
                 task, pipeline_class, auto_class = PIPELINES[architecture]

@@ -11,12 +11,11 @@ with a model that answers questions, and a region dataset whose pictures are in 
         --dataset_name org/my-regions --split validation --image_dir photographs --index_dir index
 
 The embedded images are kept in `--index_dir`, if it is given, and need not be computed again at the next start.
-examples/push_space.py makes a Space of it on the Hub, where the variables INTERBERT_MODEL, INTERBERT_VQA_MODEL,
-INTERBERT_DATASET and INTERBERT_SPLIT stand for the arguments.
+examples/push_space.py makes a Space of it on the Hub.
 """
 
 import functools
-import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +26,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from arguments import parse_arguments
 from modeling_interbert import InterBERTForPreTraining, InterBERTForVQA, InterBERTRetriever
-from pictures import Pictures
+from pictures import UNREADABLE, Pictures
 from processing import InterBERTProcessor, VisualQuestionAnsweringPipeline, load_region_dataset
 from region_drawing import set_fonts
 from visualize_attention import draw_interaction
 
+SPACE_SETTINGS = Path(__file__).resolve().parent / "space_settings.yaml"  # push_space.py writes it
 NUM_ANSWERS = 5
 NUM_WORDS = 5  # for each masked one
 NUM_BOXES = 3  # that a word looks at most
@@ -52,20 +53,20 @@ class DemoArguments:
     """What is shown, and where."""
 
     model_name_or_path: str = field(
-        default=os.environ.get("INTERBERT_MODEL", "outputs/quickstart/model"),
+        default="outputs/quickstart/model",
         metadata={"help": "Pretrained checkpoint with its processor, or one finetuned for image retrieval."},
     )
     vqa_model_name_or_path: str | None = field(
-        default=os.environ.get("INTERBERT_VQA_MODEL"),
+        default=None,
         metadata={"help": "Checkpoint that answers questions; without one nobody can ask any."},
     )
     dataset_name: str = field(
-        default=os.environ.get("INTERBERT_DATASET", "outputs/quickstart/scenes"),
+        default="outputs/quickstart/scenes",
         metadata={"help": "Region dataset: a local folder or a Hub name."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
     split: str = field(
-        default=os.environ.get("INTERBERT_SPLIT", "test"),
+        default="test",
         metadata={"help": "Split that has the images; test[:1000] works, too."},
     )
     caption_column: str = field(default="captions", metadata={"help": "Column of captions, if there is one."})
@@ -79,6 +80,7 @@ class DemoArguments:
     index_dir: str | None = field(
         default=None, metadata={"help": "Folder that keeps the embedded images; by default they are kept in memory."}
     )
+    device: str | None = field(default=None, metadata={"help": "Such as cuda; by default a GPU, if there is one."})
     host: str | None = field(
         default=None, metadata={"help": "Address to serve at: by default this machine alone; 0.0.0.0 for others, too."}
     )
@@ -96,6 +98,7 @@ class Demo:
     """
 
     def __init__(self, args: DemoArguments):
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = InterBERTProcessor.from_pretrained(args.model_name_or_path)
         self.model, info = InterBERTForPreTraining.from_pretrained(args.model_name_or_path, output_loading_info=True)
         if any(name.startswith("itm_head") for name in info["missing_keys"]):
@@ -109,7 +112,8 @@ class Demo:
         if not self.pictures.are_at_hand:
             raise ValueError("The demo needs pictures: expected a column `image` or `--image_dir`, got neither.")
         self.caption_column = args.caption_column if args.caption_column in self.regions.column_names else None
-        self.rows = {image_id: row for row, image_id in enumerate(self.regions.dataset["image_id"])}
+        self.rows = {image_id: row for row, image_id in enumerate(self.regions.image_ids)}
+        self.model.to(self.device)
         self.retriever = InterBERTRetriever(self.model, self.processor, folder=args.index_dir, progress_bar=tqdm)
         self.retriever.index(self.regions)
         self.answerer = None
@@ -117,8 +121,13 @@ class Demo:
             self.answerer = VisualQuestionAnsweringPipeline(
                 InterBERTForVQA.from_pretrained(args.vqa_model_name_or_path),
                 processor=InterBERTProcessor.from_pretrained(args.vqa_model_name_or_path),
-                device=-1,
+                device=self.device,
             )
+            if self.answerer.processor.region_feature_size != self.processor.region_feature_size:
+                raise ValueError(
+                    f"`--vqa_model_name_or_path` must read region features of {self.processor.region_feature_size} "
+                    f"numbers, as the other model, got {self.answerer.processor.region_feature_size}."
+                )
 
     # ---------------------------------------------------------------- what is given
 
@@ -134,23 +143,27 @@ class Demo:
         return record
 
     def picture(self, image_id: str | None) -> Image.Image:
-        """The picture of an image; a blank one, where it has none."""
+        """The picture of an image; a blank one, where it has none that can be read."""
         row = self.row(image_id)
         record = self.regions[row]
-        return self.pictures.open(row) or Image.new("RGB", (record["width"], record["height"]), "lightgrey")
+        try:
+            picture = self.pictures.open(row)
+        except UNREADABLE:
+            picture = None
+        return picture or Image.new("RGB", (record["width"], record["height"]), "lightgrey")
 
     def caption(self, image_id: str | None) -> str:
         """The first caption of an image; empty where it has none."""
         captions = self.regions.captions(self.row(image_id), self.caption_column) if self.caption_column else []
         return captions[0] if captions else ""
 
-    def check_text(self, text: str | None, what: str) -> str:
+    def check_text(self, text: str | None, what: str, model: PreTrainedModel, processor: InterBERTProcessor) -> str:
         """Neither empty nor longer than the model reads."""
         text = (text or "").strip()
-        if not text:
+        num_tokens = len(processor.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        if num_tokens <= processor.tokenizer.num_special_tokens_to_add():
             raise ValueError(f"Write a {what} first.")
-        longest = min(self.model.config.max_position_embeddings, self.processor.tokenizer.model_max_length)
-        num_tokens = len(self.processor.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        longest = min(model.config.max_position_embeddings, processor.tokenizer.model_max_length)
         if num_tokens > longest:
             raise ValueError(f"The {what} has {num_tokens:,} tokens, and the model reads {longest:,} at most.")
         return text
@@ -162,49 +175,60 @@ class Demo:
         Returns:
             Image ids with their scores, the best first, and the number of all images above the threshold.
         """
-        matches = self.retriever.recall(self.check_text(text, "text"), threshold=threshold)
+        matches = self.retriever.recall(self.check_text(text, "text", self.model, self.processor), threshold=threshold)
         return [(match.image_id, match.score) for match in matches[:max_images]], len(matches)
 
     def answer(self, image_id: str | None, question: str | None) -> dict[str, float]:
         """The best answers with their scores."""
         regions = self.regions_of(image_id)
-        results = self.answerer(image=regions, question=self.check_text(question, "question"), top_k=NUM_ANSWERS)
+        question = self.check_text(question, "question", self.answerer.model, self.answerer.processor)
+        results = self.answerer(image=regions, question=question, top_k=NUM_ANSWERS)
         return {result["answer"]: result["score"] for result in results}
 
     @torch.inference_mode()
     def attention(self, image_id: str | None, caption: str | None) -> dict[str, Any]:
         """Words, boxes and attention, the mean over layers and heads, see `post_process_attention`."""
-        inputs = self.processor(
-            text=self.check_text(caption, "caption"), regions=self.regions_of(image_id), return_tensors="pt"
-        )
+        caption = self.check_text(caption, "caption", self.model, self.processor)
+        inputs = self.processor(text=caption, regions=self.regions_of(image_id), return_tensors="pt").to(self.device)
         outputs = self.model(**inputs, output_attentions=True)
         picture = self.picture(image_id)
         (attention,) = self.processor.post_process_attention(
             outputs, inputs, layer=None, target_sizes=[(picture.height, picture.width)]
         )
-        return attention
+        # On the CPU, where figures are drawn.
+        return {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in attention.items()}
 
-    def words(self, image_id: str | None, caption: str | None) -> list[str]:
-        """The words of a caption, numbered where one comes twice."""
-        return _tell_apart(self.attention(image_id, caption)["words"])[1:-1]  # without [CLS] and [SEP]
+    def draw_attention(
+        self, image_id: str | None, caption: str | None, word: str | None = None
+    ) -> tuple[list[str], str, Figure]:
+        """
+        The regions that a word looks at most.
 
-    def draw_attention(self, image_id: str | None, caption: str | None, word: str | None) -> Figure:
-        """The regions that a word looks at most."""
+        Args:
+            word: By default the first one.
+
+        Returns:
+            The words of the caption, numbered where one comes twice, the word, and the figure.
+        """
         attention = self.attention(image_id, caption)
         words = _tell_apart(attention["words"])
-        if word not in words:
+        own_words = words[1:-1]  # without [CLS] and [SEP]
+        if word is None:
+            word = own_words[0]
+        if word not in own_words:
             raise ValueError("Choose a word of the caption.")
         title = f"{caption}\nattention in %, mean over layers and heads"
-        return draw_interaction(attention, [words.index(word)], self.picture(image_id), NUM_BOXES, title)
+        figure = draw_interaction(attention, [words.index(word)], self.picture(image_id), NUM_BOXES, title)
+        return own_words, word, figure
 
     @torch.inference_mode()
     def fill(self, image_id: str | None, caption: str | None) -> list[list[Any]]:
         """For every masked word its number, and the likeliest words with their probabilities."""
         mask = self.processor.tokenizer.mask_token
-        caption = self.check_text(caption, "caption")
+        caption = self.check_text(caption, "caption", self.model, self.processor)
         if mask not in caption:
             raise ValueError(f"Put {mask} in the place of a word of the caption.")
-        inputs = self.processor(text=caption, regions=self.regions_of(image_id), return_tensors="pt")
+        inputs = self.processor(text=caption, regions=self.regions_of(image_id), return_tensors="pt").to(self.device)
         logits = self.model(**inputs).mlm_logits[0]
         masked = logits[inputs["input_ids"][0] == self.processor.tokenizer.mask_token_id].softmax(dim=-1)
         rows = []
@@ -238,7 +262,9 @@ def build_page(demo: Demo) -> gr.Blocks:
     image_ids = list(demo.rows)
 
     def select(image_id):
-        return demo.picture(image_id), demo.caption(image_id), demo.caption(image_id)
+        """The picture and its caption; what was found out about another picture goes."""
+        caption = demo.caption(image_id)
+        return demo.picture(image_id), caption, caption, *[None] * len(about_image), gr.Radio([], value=None)
 
     def search(text, threshold, max_images):
         found, count = demo.search(text, threshold, max_images)
@@ -251,9 +277,13 @@ def build_page(demo: Demo) -> gr.Blocks:
         return found[event.index]
 
     def read(image_id, caption):
-        words = demo.words(image_id, caption)
-        return gr.Radio(words, value=words[0], label="Word"), demo.draw_attention(image_id, caption, words[0])
+        words, word, figure = demo.draw_attention(image_id, caption)
+        return gr.Radio(words, value=word, label="Word"), figure
 
+    def look(image_id, caption, word):
+        return demo.draw_attention(image_id, caption, word)[2]
+
+    about_image = []  # parts of the page that say something of the chosen image
     with gr.Blocks(title="InterBERT", analytics_enabled=False) as page:
         gr.Markdown(ABOUT)
         found = gr.State([])
@@ -282,14 +312,16 @@ def build_page(demo: Demo) -> gr.Blocks:
                         question = gr.Textbox(label="Question", placeholder="What colour is …?")
                         ask_button = gr.Button("Ask", variant="primary")
                         answers = gr.Label(label="Answers", num_top_classes=NUM_ANSWERS)
+                        about_image.append(answers)
                         gr.on([ask_button.click, question.submit], _shown(demo.answer), [image_id, question], answers)
                 with gr.Tab("Words and regions"):
                     caption = gr.Textbox(demo.caption(image_ids[0]), label="Caption")
                     read_button = gr.Button("Read", variant="primary")
                     word = gr.Radio([], label="Word")
                     attention = gr.Plot(show_label=False)
+                    about_image.append(attention)
                     gr.on([read_button.click, caption.submit], _shown(read), [image_id, caption], [word, attention])
-                    word.input(_shown(demo.draw_attention), [image_id, caption, word], attention)
+                    word.input(_shown(look), [image_id, caption, word], attention)
                 masked = gr.State("")
                 if demo.fills_words:
                     with gr.Tab("Masked words"):
@@ -300,13 +332,16 @@ def build_page(demo: Demo) -> gr.Blocks:
                         )
                         fill_button = gr.Button("Fill", variant="primary")
                         words = gr.Dataframe(headers=["mask", "word", "probability"], interactive=False)
+                        about_image.append(words)
                         gr.on([fill_button.click, masked.submit], _shown(demo.fill), [image_id, masked], words)
-        image_id.change(_shown(select), image_id, [picture, caption, masked])
+        image_id.change(_shown(select), image_id, [picture, caption, masked, *about_image, word])
     return page
 
 
 def main():
-    (args,) = parse_arguments((DemoArguments,), description="Show an InterBERT in the browser.")
+    # In a Space nobody gives arguments.
+    arguments = ["--recipe", str(SPACE_SETTINGS), *sys.argv[1:]] if SPACE_SETTINGS.is_file() else None
+    (args,) = parse_arguments((DemoArguments,), "Show an InterBERT in the browser.", arguments)
     set_fonts()
     build_page(Demo(args)).launch(server_name=args.host, server_port=args.port)
 

@@ -127,8 +127,8 @@ def train_and_evaluate(
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()
-    publish(run, auto_class, dataset_name, model_args, flat_config(own_args, training_args), widget)
-    return run.trained_model()
+    card_arguments = flat_config(task_args, own_args, training_args)
+    return publish(run, auto_class, dataset_name, model_args, card_arguments, widget)
 
 
 @cache

@@ -71,6 +71,8 @@ def load_model(
     new_values: Mapping[str, Any] | None = None,
     must_be_trained: bool = False,
     ignore_mismatched_sizes: bool = False,
+    max_length: int | None = None,
+    max_regions: int | None = None,
 ) -> tuple[PreTrainedModel, InterBERTProcessor]:
     """
     The model and its processor.
@@ -81,6 +83,9 @@ def load_model(
         new_values: Values of a new configuration; a checkpoint has its own.
         must_be_trained: The model is used as it is: all of its weights must come from a checkpoint.
         ignore_mismatched_sizes: Weights of other shapes than those of the checkpoint are new.
+        max_length: Tokens of a text that the model is trained on, which its processor will cut texts to, too; by
+            default the processor is left as it is.
+        max_regions: Likewise the regions of an image.
 
     Raises:
         ValueError: model, tokenizer and datasets do not fit together, or weights are missing.
@@ -137,6 +142,11 @@ def load_model(
             f"The model's vocabulary must hold the tokenizer's {len(processor.tokenizer)} tokens, got "
             f"{model.config.vocab_size}."
         )
+    # Whoever opens the checkpoint gets what was measured.
+    if max_length is not None:
+        processor.tokenizer.model_max_length = max_length
+    if max_regions is not None:
+        processor.max_regions = max_regions
     return model, processor
 
 

@@ -8,6 +8,9 @@ from PIL import Image
 
 from processing import RegionDataset
 
+# What opening a picture raises, if there is none or it is damaged.
+UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
+
 
 def open_picture(image_dir: str, image_id: str) -> Image.Image:
     """

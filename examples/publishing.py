@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
+from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 import processing
@@ -17,7 +18,7 @@ from draw_architecture import save_architecture
 from model_cards import CHECKPOINTS, TrainedCard, WidgetExample
 from model_cards.model_card import ARCHITECTURE_PICTURE
 from model_loading import ModelArguments
-from pictures import Pictures
+from pictures import UNREADABLE, Pictures
 from processing import RegionDataset
 
 if TYPE_CHECKING:
@@ -88,19 +89,10 @@ def run_widget(
     model: PreTrainedModel, processor: ProcessorMixin, widget: WidgetInputs, folder: Path
 ) -> list[WidgetExample]:
     """Examples with what the pipeline of the model gives for them. Their pictures are written to the folder."""
-    pictures = Pictures(widget.regions)
-    if not pictures.are_at_hand:
-        return []
     _, pipeline_class, _ = PIPELINES[type(model).__name__]
-    run = getattr(processing, pipeline_class)(
-        model.eval(), processor=processor, region_dataset=widget.regions, device=model.device
-    )
-    rows = {image_id: row for row, image_id in enumerate(widget.regions.dataset["image_id"])}
+    run = getattr(processing, pipeline_class)(model.eval(), processor=processor, device=model.device)
     examples = []
-    for number, inputs in enumerate(islice(widget.inputs, NUM_WIDGET_EXAMPLES)):
-        picture = pictures.open(rows[inputs["image"]])
-        if picture is None or len(widget.regions[rows[inputs["image"]]]["boxes"]) == 0:
-            continue
+    for number, (picture, inputs) in enumerate(islice(_pictured(widget), NUM_WIDGET_EXAMPLES)):
         src = f"widget-{number}.png"
         picture.save(folder / src)
         results = [{name: _rounded(value) for name, value in result.items()} for result in run(inputs)]
@@ -109,6 +101,23 @@ def run_widget(
         else:
             examples.append(WidgetExample(src, output=results, candidate_labels=", ".join(inputs["candidate_labels"])))
     return examples
+
+
+def _pictured(widget: WidgetInputs) -> Iterator[tuple[Image.Image, dict[str, Any]]]:
+    """The inputs whose images have a picture and regions, with the regions in the place of the id."""
+    pictures = Pictures(widget.regions)
+    if not pictures.are_at_hand:
+        return
+    rows = {image_id: row for row, image_id in enumerate(widget.regions.image_ids)}
+    for inputs in widget.inputs:
+        row = rows[inputs["image"]]
+        record = widget.regions[row]
+        try:
+            picture = pictures.open(row)
+        except UNREADABLE:
+            continue
+        if picture is not None and len(record["boxes"]):
+            yield picture, inputs | {"image": record}
 
 
 def _rounded(value: Any) -> Any:
@@ -122,7 +131,7 @@ def publish(
     model_args: ModelArguments,
     arguments: dict[str, Any],
     widget: WidgetInputs | None = None,
-):
+) -> PreTrainedModel:
     """
     Writes the trained model with its card and what an Inference Endpoint needs, and uploads the output folder, without
     the checkpoints on the way, in one commit if that was asked for. All processes call this.
@@ -131,13 +140,18 @@ def publish(
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it was trained on.
         arguments: What the card says of the training.
-        widget: Examples for the page on the Hub; by default it has none.
+        widget: Examples for the page on the Hub, which `--widget_pictures` asks for.
+
+    Returns:
+        The trained model, its weights averaged if they were.
     """
     run.write_final_model()
     model = run.trained_model()
     output_args = run.output_args
     if not run.accelerator.is_main_process:
-        return
+        return model
+    if not output_args.widget_pictures:
+        widget = None
     is_interbert = model.config.model_type == "interbert"
     if is_interbert:
         save_architecture(model.config, run.output_dir / ARCHITECTURE_PICTURE)
@@ -169,3 +183,4 @@ def publish(
             ignore_patterns=["checkpoint-*", "*.unfinished*"],
         )
         print(f"Uploaded: {commit.commit_url}")
+    return model

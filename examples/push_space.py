@@ -5,14 +5,15 @@ Makes a Space on the Hub of the demo in examples/app.py, with a checkpoint and a
     python examples/push_space.py org/interbert-demo --model org/interbert-base-flickr30k \\
         --vqa_model org/interbert-base-vqa2 --dataset org/my-regions --split validation[:500]
 
-The Space is a copy of the code that the demo needs. What it shows can be changed in its settings: the variables
-INTERBERT_MODEL, INTERBERT_VQA_MODEL, INTERBERT_DATASET and INTERBERT_SPLIT.
+The Space is a copy of the code that the demo needs, with these arguments in `space_settings.yaml`; the same command
+with others writes it anew. Private checkpoints and datasets need the secret HF_TOKEN in its settings.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import yaml
 from huggingface_hub import HfApi, SpaceCard
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -21,14 +22,8 @@ SCRIPTS = ("app.py", "arguments.py", "pictures.py", "region_drawing.py", "visual
 PACKAGES = ("configuration_interbert", "modeling_interbert", "processing")
 
 
-def write_space(folder: Path, models: list[str], dataset: str):
-    """
-    Writes the files of the Space.
-
-    Args:
-        models: Repositories that it shows, for its page.
-        dataset: Likewise.
-    """
+def write_space(folder: Path, model: str, vqa_model: str | None, dataset: str, split: str):
+    """Writes the files of the Space. The arguments are those of the script."""
     sources = [EXAMPLES / name for name in SCRIPTS] + [EXAMPLES / "space" / "requirements.txt"]
     targets = {path.name: path for path in sources}
     for package in PACKAGES:
@@ -38,8 +33,12 @@ def write_space(folder: Path, models: list[str], dataset: str):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(source.read_bytes())
     card = SpaceCard.load(EXAMPLES / "space" / "README.md")
-    card.data.models, card.data.datasets = models, [dataset]
+    card.data.models, card.data.datasets = [name for name in (model, vqa_model) if name is not None], [dataset]
     card.save(folder / "README.md")
+    settings = {"model_name_or_path": model, "dataset_name": dataset, "split": split}
+    if vqa_model is not None:
+        settings["vqa_model_name_or_path"] = vqa_model
+    (folder / "space_settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
 def main():
@@ -55,20 +54,11 @@ def main():
     parser.add_argument("--hub_token", help="Token for the upload, if not logged in.")
     args = parser.parse_args()
 
-    models = [model for model in (args.model, args.vqa_model) if model is not None]
-    variables = {"MODEL": args.model, "VQA_MODEL": args.vqa_model, "DATASET": args.dataset, "SPLIT": args.split}
     api = HfApi(token=args.hub_token)
     with tempfile.TemporaryDirectory() as folder:
-        write_space(Path(folder), models, args.dataset)
+        write_space(Path(folder), args.model, args.vqa_model, args.dataset, args.split)
         url = api.create_repo(
-            args.repo_id,
-            repo_type="space",
-            space_sdk="gradio",
-            exist_ok=True,
-            private=args.private or None,
-            space_variables=[
-                {"key": f"INTERBERT_{name}", "value": value} for name, value in variables.items() if value is not None
-            ],
+            args.repo_id, repo_type="space", space_sdk="gradio", exist_ok=True, private=args.private or None
         )
         api.upload_folder(
             repo_id=url.repo_id, repo_type="space", folder_path=folder, commit_message="The demo of InterBERT"

@@ -40,6 +40,7 @@ vision_attention_probs_dropout_prob=0
     --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 2 2 --conditional_masking false
     --per_device_train_batch_size 64 --max_seq_length 20 --learning_rate 7e-4 --num_warmup_steps 100
     --retrieval_eval_every_epoch false --overwrite_output_dir --model_card interbert-tiny-scenes
+    --widget_pictures
 """
 
 

@@ -43,14 +43,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from tqdm.auto import tqdm
 
 from arguments import parse_arguments
 from files import write_json_lines, write_text
 from model_loading import ModelArguments, load_model
 from modeling_interbert import ImageMatch, InterBERTForImageRetrieval, InterBERTRetriever
-from pictures import Pictures
+from pictures import UNREADABLE, Pictures
 from processing import RegionDataset, load_region_dataset
 from retrieval_evaluation import AUTOCAST_DTYPES
 from training import set_up_logging
@@ -219,13 +218,13 @@ class Thumbnails:
         self.pictures = Pictures(regions, image_dir)
         if not self.pictures.are_at_hand:
             raise ValueError("`--html` needs pictures: expected a column `image` or `--image_dir`, got neither.")
-        self.rows = {image_id: row for row, image_id in enumerate(regions.dataset["image_id"])}
+        self.rows = {image_id: row for row, image_id in enumerate(regions.image_ids)}
 
     def read(self, image_id: str) -> str | None:
         """A JPEG file in base64; None where there is no picture, or none that can be read."""
         try:
             picture = self.pictures.open(self.rows[image_id])
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except UNREADABLE:
             return None
         if picture is None:
             return None
@@ -294,7 +293,7 @@ def main():
     )
 
     start = time.perf_counter()
-    gone = set(retriever.image_ids).difference(regions.dataset["image_id"])
+    gone = set(retriever.image_ids).difference(regions.image_ids)
     if gone:
         retriever.remove(gone)
     report = retriever.index(regions)

@@ -298,7 +298,11 @@ def build_model(
     values = label_values(args.task)
     if not is_bert:
         model, processor = load_model(
-            InterBERTForSequenceClassification, model_args, task_values=values, must_be_trained=must_be_trained
+            InterBERTForSequenceClassification,
+            model_args,
+            task_values=values,
+            must_be_trained=must_be_trained,
+            max_length=args.max_seq_length,
         )
         return model, processor, processor
     model, tokenizer = load_bert(model_args, values, must_be_trained)
@@ -357,6 +361,7 @@ def main():
     task_args, model_args, args, training_args, output_args = arguments
     if task_args.do_train:
         output_args.check_output_dir()
+        output_args.check_model_card("AutoModelForSequenceClassification")
     set_up_logging()
     # A text leaves InterBERT's parameters of the image without gradients.
     accelerator = make_accelerator(training_args, output_args, find_unused_parameters=args.architecture == "interbert")

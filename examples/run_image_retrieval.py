@@ -133,7 +133,7 @@ class Queries:
         images = CaptionedImages(regions, args.caption_column)
         rows = images.usable_images[:max_images].tolist()
         captions = [images.captions(row)[: args.captions_per_image] for row in rows]
-        all_ids = list(regions.dataset["image_id"])
+        all_ids = regions.image_ids
         texts = [caption for own in captions for caption in own]
         return cls(
             Subset(regions, rows),
@@ -153,7 +153,7 @@ class Queries:
             ValueError: an image is not there, or has no regions.
         """
         queries = read_queries(path)
-        all_ids = list(regions.dataset["image_id"])
+        all_ids = regions.image_ids
         rows = np.flatnonzero(regions.region_counts()).tolist()
         image_ids = [all_ids[row] for row in rows]
         numbers = {image_id: number for number, image_id in enumerate(image_ids)}
@@ -230,6 +230,7 @@ def main():
         raise ValueError("`--zero_shot` needs a pretrained model, `--model_name_or_path`.")
     if task_args.do_train:
         output_args.check_output_dir()
+        output_args.check_model_card("AutoModelForZeroShotImageClassification")
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args, find_unused_parameters=True)
     set_seed(training_args.seed)
@@ -240,7 +241,12 @@ def main():
         test_regions = args.load_regions("test") if task_args.do_predict else None
     splits = [regions for regions in (train_regions, validation_regions, test_regions) if regions is not None]
     model, processor = load_model(
-        InterBERTForImageRetrieval, model_args, splits, must_be_trained=not task_args.do_train
+        InterBERTForImageRetrieval,
+        model_args,
+        splits,
+        must_be_trained=not task_args.do_train,
+        max_length=args.max_seq_length,
+        max_regions=args.max_regions,
     )
 
     loader = None
@@ -272,7 +278,7 @@ def main():
         check_ids("image_ids", test.image_ids)
         accelerator.print(f"{test} to score.")
     if train_regions is not None and validation is not None:
-        check_held_out(train_regions.dataset["image_id"], validation.image_ids, "images")
+        check_held_out(train_regions.image_ids, validation.image_ids, "images")
     cache_dir = Path(output_args.output_dir) / "scores.unfinished"
 
     def compute_losses(model, inputs):

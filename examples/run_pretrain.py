@@ -218,6 +218,11 @@ class ObjectiveArguments:
         """Whether some stage has no masked words, no masked regions or no matching."""
         return any(len(objectives.split(",")) < 3 for objectives in self.objectives)
 
+    @property
+    def has_matching(self) -> bool:
+        """Whether the match head is trained in some stage."""
+        return any("itm" in objectives.split(",") for objectives in self.objectives)
+
     def stage_of(self, epoch: int) -> int:
         """The stage of an epoch, both counted from 0."""
         for stage, num_epochs in enumerate(self.stage_epochs or []):
@@ -256,16 +261,21 @@ def choose_region_objective(requested: str | None, regions: RegionDataset | Regi
 
 
 def build_model(
-    args: ModelArguments, splits: list[RegionDataset | RegionStream], region_objective: str | None
+    args: ModelArguments, splits: list[RegionDataset | RegionStream], region_objective: str | None, **limits
 ) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
-    """The model and the processor, with the sizes that all splits of the dataset call for."""
+    """
+    The model and the processor, with the sizes that all splits of the dataset call for.
+
+    Args:
+        limits: `max_length` and `max_regions`, see [`load_model`].
+    """
     values = {}
     if args.model_name_or_path is None:
         objective = choose_region_objective(region_objective, splits[0])
         values["region_objective"] = objective
         if objective != "feature":
             values["num_region_classes"] = max(regions.num_region_classes(objective) for regions in splits)
-    model, processor = load_model(InterBERTForPreTraining, args, splits, new_values=values)
+    model, processor = load_model(InterBERTForPreTraining, args, splits, new_values=values, **limits)
     config = model.config
     if region_objective not in (None, config.region_objective) and args.model_name_or_path is not None:
         raise ValueError(
@@ -371,6 +381,7 @@ def main():
     if objective_args.stage_epochs is not None:
         training_args.num_train_epochs = sum(objective_args.stage_epochs)
     output_args.check_output_dir()
+    output_args.check_model_card("AutoModelForPreTraining")
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)
@@ -381,7 +392,13 @@ def main():
         validation_regions = load_region_dataset(
             data_args.dataset_name, data_args.validation_split, name=data_args.dataset_config_name
         )
-    model, processor = build_model(model_args, [train_regions, validation_regions], objective_args.region_objective)
+    model, processor = build_model(
+        model_args,
+        [train_regions, validation_regions],
+        objective_args.region_objective,
+        max_length=data_args.max_seq_length,
+        max_regions=data_args.max_regions,
+    )
     if data_args.max_train_images is not None:
         first = range(min(data_args.max_train_images, len(train_regions)))
         train_regions = RegionDataset(train_regions.dataset.select(first))
@@ -526,7 +543,7 @@ def main():
         data_args.dataset_name,
         model_args,
         flat_config(data_args, objective_args, training_args),
-        WidgetInputs(validation_regions, match_inputs(shown)),
+        WidgetInputs(validation_regions, match_inputs(shown)) if objective_args.has_matching else None,
     )
     accelerator.end_training()
 

@@ -241,6 +241,7 @@ def main():
         if args.task == "both":
             raise ValueError("Each task has a model of its own: `--do_train` takes `--task answer` or rationale.")
         output_args.check_output_dir()
+        output_args.check_model_card("AutoModelForMultipleChoice")
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args)
     set_seed(training_args.seed)
@@ -266,15 +267,16 @@ def main():
         check_held_out(*annot_ids, "annotations")
 
     regions = [dataset.region_dataset for dataset in datasets.values()]
+    limits = {"max_length": args.max_seq_length, "max_regions": args.max_regions}
     model, processor = load_model(
-        InterBERTForMultipleChoice, model_args, regions, must_be_trained=not task_args.do_train
+        InterBERTForMultipleChoice, model_args, regions, must_be_trained=not task_args.do_train, **limits
     )
     processors = dict.fromkeys(args.tasks, processor)
     other_models: dict[str, PreTrainedModel] = {}
     if args.rationale_model_name_or_path is not None:
         rationale_args = ModelArguments(model_name_or_path=args.rationale_model_name_or_path)
         rationale_model, processors["rationale"] = load_model(
-            InterBERTForMultipleChoice, rationale_args, regions, must_be_trained=True
+            InterBERTForMultipleChoice, rationale_args, regions, must_be_trained=True, **limits
         )
         other_models["rationale"] = rationale_model.to(accelerator.device)
 

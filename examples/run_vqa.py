@@ -470,6 +470,7 @@ def main():
     task_args, model_args, args, training_args, output_args = arguments
     if task_args.do_train:
         output_args.check_output_dir()
+        output_args.check_model_card("AutoModelForVisualQuestionAnswering")
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args)
     set_seed(training_args.seed)
@@ -488,6 +489,8 @@ def main():
         task_values={"label2id": label2id, "id2label": id2label},
         must_be_trained=not task_args.do_train,
         ignore_mismatched_sizes=has_new_answers,
+        max_length=args.max_seq_length,
+        max_regions=args.max_regions,
     )
     if has_new_answers:
         logger.warning(f"The checkpoint knows other answers, {len(known):,}: its head is not used, but a new one.")
@@ -549,7 +552,7 @@ def main():
         return {f"eval_{name}": value for name, value in results.items()} | baseline_results
 
     widget = None
-    if task_args.do_eval:
+    if task_args.do_eval and not args.mask_regions:
         questions = defaultdict(list)
         for example in splits["validation"].examples:
             questions[example.image_id].append(example.question)

@@ -220,6 +220,13 @@ class OutputArguments:
             "choices": list(CHECKPOINTS),
         },
     )
+    widget_pictures: bool = field(
+        default=False,
+        metadata={
+            "help": "Shows what the model says of three images of the validation split on the page of the model. Their "
+            "pictures are uploaded with it: see to it that they may be."
+        },
+    )
     push_to_hub: bool = field(default=False, metadata={"help": "Uploads the trained model to the Hub."})
     push_checkpoints: bool = field(
         default=False,
@@ -245,6 +252,17 @@ class OutputArguments:
             raise ValueError(f"`--save_total_limit` must be at least 1, got {self.save_total_limit}.")
         if self.push_checkpoints and not (self.push_to_hub and self.checkpointing_steps):
             raise ValueError("`--push_checkpoints` goes with `--push_to_hub` and `--checkpointing_steps`.")
+
+    def check_model_card(self, auto_class: str):
+        """
+        To be called before a training of a model for this auto class.
+
+        Raises:
+            ValueError: `--model_card` is of a checkpoint for another task.
+        """
+        if self.model_card is not None and CHECKPOINTS[self.model_card].auto_class != auto_class:
+            fitting = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.auto_class == auto_class]
+            raise ValueError(f"`--model_card`: expected one of {fitting} for this task, got {self.model_card}.")
 
     def check_output_dir(self):
         """

@@ -105,7 +105,7 @@ def find_row(regions: RegionDataset, image_id: str | None) -> int:
     """The row of an image; the first one if no image is named."""
     if image_id is None:
         return 0
-    image_ids = regions.dataset["image_id"][:]
+    image_ids = regions.image_ids
     if image_id not in image_ids:
         raise ValueError(
             f"`--image_id` must be one of the {len(image_ids):,} of the split, such as {', '.join(image_ids[:3])}; got "

@@ -26,6 +26,7 @@ class Checkpoint:
 
     Args:
         name: Of the repository, without its owner.
+        auto_class: Name of the auto class that it is for.
         summary: What the checkpoint does, in one paragraph.
         languages: ISO 639-1 codes.
         license: Identifier of the Hub.
@@ -36,6 +37,7 @@ class Checkpoint:
     """
 
     name: str
+    auto_class: str
     summary: str
     languages: tuple[str, ...]
     license: str

@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint, PaperResult
 
 CHECKPOINT = Checkpoint(
     name="interbert-base",
+    auto_class="AutoModelForPreTraining",
     summary=(
         "The pretrained base model for English: it masks and restores words and objects, and says whether a text and "
         "an image match. Use it to score texts and images as it is, or finetune it."

@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint, PaperResult
 
 CHECKPOINT = Checkpoint(
     name="interbert-base-chinese",
+    auto_class="AutoModelForPreTraining",
     summary=(
         "The pretrained base model for Chinese, for images of products with their titles: it finds the products that a "
         "text describes, and all those that match a topic."

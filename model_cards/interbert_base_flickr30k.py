@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint, PaperResult
 
 CHECKPOINT = Checkpoint(
     name="interbert-base-flickr30k",
+    auto_class="AutoModelForZeroShotImageClassification",
     summary="Finds the images that a caption describes, and the captions that describe an image, by scoring each pair.",
     languages=("en",),
     license="apache-2.0",

@@ -2,9 +2,10 @@ from .checkpoint import Checkpoint, PaperResult
 
 CHECKPOINT = Checkpoint(
     name="interbert-base-vcr",
+    auto_class="AutoModelForMultipleChoice",
     summary=(
-        "Chooses one of four answers to a question about a scene of a film (Q→A), or one of four reasons for an answer "
-        "(QA→R): visual commonsense reasoning."
+        "Visual commonsense reasoning: chooses one of four answers to a question about a scene of a film (Q→A, trained "
+        "with `--task answer`) or one of four reasons for an answer (QA→R, trained with `--task rationale`)."
     ),
     languages=("en",),
     license="apache-2.0",

@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint, PaperResult
 
 CHECKPOINT = Checkpoint(
     name="interbert-base-vqa2",
+    auto_class="AutoModelForVisualQuestionAnswering",
     summary="Answers questions about images with one of the most frequent answers of VQA 2.0.",
     languages=("en",),
     license="apache-2.0",

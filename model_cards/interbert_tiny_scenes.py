@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint
 
 CHECKPOINT = Checkpoint(
     name="interbert-tiny-scenes",
+    auto_class="AutoModelForPreTraining",
     summary=(
         "A very small model, pretrained in minutes on drawn scenes of coloured shapes: made by `make quickstart`, to "
         "try out code and to learn how the parts work together."

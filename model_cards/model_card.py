@@ -31,6 +31,10 @@ METRICS = {
 }
 
 
+# Arguments of the training scripts by which less than the whole split is evaluated.
+LIMITS = ("max_eval_samples", "retrieval_eval_size", "validation_fraction")
+
+
 @dataclass(frozen=True)
 class WidgetExample:
     """
@@ -110,6 +114,8 @@ class TrainedCard:
             card=self,
             is_interbert=is_interbert,
             architecture_picture=ARCHITECTURE_PICTURE,
+            is_evaluated=any(name.startswith("eval_") for row in self.results for name in row),
+            is_averaged=self.training_arguments.get("ema_decay") not in (None, "None"),
             results=markdown_table(self.results),
         )
 
@@ -117,12 +123,17 @@ class TrainedCard:
         """The last results, as the metadata has them."""
         dataset = hub_name(self.dataset_name) or Path(self.dataset_name).name
         last = self.results[-1] if self.results else {}
+        limits = {name: self.training_arguments.get(name) for name in LIMITS}
+        limits = {name: value for name, value in limits.items() if value not in (None, "None")}
+        # A fraction is held out of the training split.
+        split = None if "validation_fraction" in limits else self.training_arguments.get("validation_split")
         return [
             EvalResult(
                 task_type=self.pipeline_tag,
                 dataset_type=dataset,
                 dataset_name=dataset,
-                dataset_split=self.training_arguments.get("validation_split"),
+                dataset_split=split,
+                dataset_args=limits or None,
                 metric_type=metric,
                 metric_name=name,
                 metric_value=round(last[result], 4),

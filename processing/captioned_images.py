@@ -158,5 +158,5 @@ class CaptionedImages:
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        image_ids = list(self.region_dataset.dataset["image_id"])
+        image_ids = self.region_dataset.image_ids
         return {image_ids[row]: row for row in self.usable_images.tolist()}

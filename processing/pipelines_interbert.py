@@ -8,6 +8,7 @@ of texts and images, choices, features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,8 @@ class RegionPipeline(ChunkPipeline):
         processor ([`InterBERTProcessor`]):
             That of the model.
         region_dataset (`Sequence[Mapping[str, Any]]`, *optional*):
-            Images that may be given by their ids: the rows of a region dataset, each with its `image_id`.
+            Images that may be given by their ids: the rows of a region dataset, each with its `image_id`, as a
+            [`datasets.Dataset`], a [`RegionDataset`] or a list.
         batch_size (`int`, *optional*, defaults to 16):
             Pairs of a text and an image that go through the model at a time.
         kwargs: See [`Pipeline`], for `device` and others.
@@ -50,6 +52,16 @@ class RegionPipeline(ChunkPipeline):
         self.region_dataset = region_dataset
         self._rows: dict[str, int] | None = None  # by image id, once one is asked for
 
+    def __call__(self, inputs: Any, **kwargs):
+        if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
+            return []
+        return super().__call__(inputs, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
+        """Saves the model and the processor, so that [`pipeline`] opens them again."""
+        super().save_pretrained(save_directory, **kwargs)  # which saves the tokenizer alone
+        self.processor.save_pretrained(save_directory)
+
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
         if kwargs:
             raise ValueError(f"{type(self).__name__}: unexpected arguments {sorted(kwargs)}.")
@@ -69,18 +81,18 @@ class RegionPipeline(ChunkPipeline):
                 f"`image`: got the image id {image!r}, but the pipeline has no `region_dataset` to look it up in."
             )
         if self._rows is None:
-            self._rows = {record["image_id"]: row for row, record in enumerate(self.region_dataset)}
+            self._rows = {image_id: row for row, image_id in enumerate(_image_ids(self.region_dataset))}
         if image not in self._rows:
             raise ValueError(f"`image`: no image {image!r} among the {len(self._rows)} of `region_dataset`.")
         return self.region_dataset[self._rows[image]]
 
     def _pairs(self, image: Any, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> Iterator[dict]:
         """The model's inputs of each text with the image, one by one."""
-        regions = self._read_image(image)
+        images = self.processor(regions=self._read_image(image), return_tensors="pt")
         for index, text in enumerate(texts):
             text_pair = None if text_pairs is None else text_pairs[index]
-            inputs = self.processor(text=text, text_pair=text_pair, regions=regions, return_tensors="pt")
-            yield {**inputs, "is_last": index == len(texts) - 1}
+            inputs = self.processor(text=text, text_pair=text_pair, return_tensors="pt")
+            yield {**inputs, **images, "is_last": index == len(texts) - 1}
 
     def _run_model(self, model_inputs: dict[str, Any], **kwargs) -> tuple[Any, dict[str, Any]]:
         """The outputs of the model, and what of the inputs goes on beside them."""
@@ -93,17 +105,33 @@ def _one_by_one(image: Any, **texts: Any) -> Any:
     The inputs of a call, one dict for each image: one image with its texts, several images with the same texts, or,
     where no text is given beside them, dicts that have both.
     """
-    if all(text is None for text in texts.values()):
+    given = {name: text for name, text in texts.items() if text is not None}
+    if not given:
         return image
     if isinstance(image, (list, tuple)):
-        return [{"image": item, **texts} for item in image]
-    return {"image": image, **texts}
+        return [_with_texts(item, given) for item in image]
+    return _with_texts(image, given)
+
+
+def _with_texts(image: Any, texts: dict[str, Any]) -> dict[str, Any]:
+    """An input of an image, or of a dict that has one, with what it lacks."""
+    return {**texts, **image} if isinstance(image, Mapping) and "image" in image else {"image": image, **texts}
+
+
+def _image_ids(region_dataset: Any) -> Sequence[str]:
+    """Without reading the regions, where that can be done."""
+    if hasattr(region_dataset, "image_ids"):
+        return region_dataset.image_ids
+    if hasattr(region_dataset, "column_names"):
+        return region_dataset["image_id"]
+    return [record["image_id"] for record in region_dataset]
 
 
 def _read_input(item: Any, names: tuple[str, ...]) -> list[Any]:
     """The values of these names of one input."""
     if not isinstance(item, Mapping) or any(item.get(name) is None for name in names):
-        given = sorted(item) if isinstance(item, Mapping) else type(item).__name__
+        is_dict = isinstance(item, Mapping)
+        given = sorted(name for name in item if item[name] is not None) if is_dict else type(item).__name__
         raise ValueError(f"Expected an input with {', '.join(names)}, got {given}.")
     return [item[name] for name in names]
 
@@ -152,8 +180,8 @@ class VisualQuestionAnsweringPipeline(RegionPipeline):
         return super().__call__(_one_by_one(image, question=question), **kwargs)
 
     def _sanitize_parameters(self, top_k: int | None = None, **kwargs) -> tuple[dict, dict, dict]:
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"`top_k` must be a number of at least 1, got {top_k!r}.")
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         return preprocess, forward, postprocess if top_k is None else {"top_k": top_k}
 
@@ -241,7 +269,7 @@ class VisualMultipleChoicePipeline(RegionPipeline):
                 an image id of `region_dataset`. Without `question` and `choices`: a dict `{"image": ..., "question":
                 ..., "choices": [...]}`, or a list, a generator or a torch dataset of them.
             question (`str`, *optional*):
-                Asked of every image. For rationales: the question and its answer.
+                Asked of every image. For rationales: "question [SEP] answer", as in training.
             choices (`Sequence[str]`, *optional*):
                 What there is to choose from.
             batch_size (`int`, *optional*):

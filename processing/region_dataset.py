@@ -181,6 +181,11 @@ class RegionDataset(torch.utils.data.Dataset):
         return self.dataset.column_names
 
     @property
+    def image_ids(self) -> list[str]:
+        """Of all rows, in their order."""
+        return list(self.dataset["image_id"])
+
+    @property
     def region_feature_size(self) -> int:
         """Width of the region features."""
         return self._vector_widths["features"]

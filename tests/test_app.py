@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import torch
 from hub_server import needs_hub, start_hub
 from huggingface_hub import SpaceCard
 from model_fixtures import perturb
+from PIL import UnidentifiedImageError
 from transformers import AutoTokenizer
 
+import app
 from app import Demo, DemoArguments
 from configuration_interbert import InterBERTConfig
 from generate_scenes import REGION_FEATURE_SIZE, write_scenes
@@ -123,17 +126,21 @@ def test_masked_words_are_filled(demo, folder, image_id):
 
 def test_words_look_at_regions(demo, image_id):
     caption = "a red circle and a star"
-    assert demo.words(image_id, caption) == ["a (1)", "red", "circle", "and", "a (2)", "star"]
+    words, word, figure = demo.draw_attention(image_id, caption, "star")
+    assert words == ["a (1)", "red", "circle", "and", "a (2)", "star"] and word == "star"
     attention = demo.attention(image_id, caption)
     weights = attention["text_to_image"][attention["words"].index("star")]
-    figure = demo.draw_attention(image_id, caption, "star")
     labels = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert f"{100 * weights[1:].max():.1f}" in labels
+    assert demo.draw_attention(image_id, caption)[1] == "a (1)"
 
 
-def test_captions_and_pictures_of_images(demo, image_id):
+def test_captions_and_pictures_of_images(demo, image_id, monkeypatch):
     assert demo.caption(image_id) == demo.regions.captions(3)[0]
     assert demo.picture(image_id).size == (128, 128)
+    for error in (UnidentifiedImageError("damaged"), ValueError("missing")):
+        monkeypatch.setattr(demo.pictures, "open", Mock(side_effect=error))
+        assert demo.picture(image_id).getextrema() == ((211, 211),) * 3  # blank
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,8 @@ def test_captions_and_pictures_of_images(demo, image_id):
         ("answer", ("ID", "what " * 1000), "The question has 1,002 tokens, and the model reads 64 at most."),
         ("answer", ("nowhere", "what"), "There is no image 'nowhere'."),
         ("answer", (None, "what"), "Choose an image first."),
-        ("words", ("ID", " "), "Write a caption first."),
+        ("draw_attention", ("ID", " "), "Write a caption first."),
+        ("draw_attention", ("ID", "\u200b"), "Write a caption first."),  # nothing that the tokenizer knows of
         ("draw_attention", ("ID", "a circle", "star"), "Choose a word of the caption."),
         ("fill", ("ID", "a circle"), r"Put \[MASK\] in the place of a word of the caption."),
     ],
@@ -156,14 +164,28 @@ def test_bad_input_gets_a_message(demo, image_id, method, arguments, message):
         getattr(demo, method)(*arguments)
 
 
-def test_an_image_without_regions_gets_a_message(demo, monkeypatch):
+def test_an_image_without_regions_gets_a_message(demo, folder, monkeypatch):
     rows = demo.regions.dataset.to_list()
     for name in ("boxes", "features", "class_ids", "class_scores"):
         rows[0][name] = []
     bare = RegionDataset(type(demo.regions.dataset).from_list(rows, features=demo.regions.dataset.features))
-    monkeypatch.setattr(demo, "regions", bare)
-    with pytest.raises(ValueError, match="The detector found nothing in image"):
-        demo.answer(rows[0]["image_id"], "what")
+    monkeypatch.setattr(app, "load_region_dataset", lambda *args, **kwargs: bare)
+    demo = Demo(make_arguments(folder))
+    assert len(demo.retriever) == 11
+    app.build_page(demo)  # it is the first, and shown at the start
+    for method, text in ((demo.answer, "what"), (demo.draw_attention, "a star"), (demo.fill, "a [MASK]")):
+        with pytest.raises(ValueError, match="The detector found nothing in image test-000000"):
+            method(rows[0]["image_id"], text)
+    assert len(demo.search("a star", 0, 48)[0]) == 11
+
+
+def test_models_of_other_features_are_refused(folder, tmp_path):
+    processor = InterBERTProcessor.from_pretrained(folder / "vqa_model", region_feature_size=7)
+    config = InterBERTConfig.from_pretrained(folder / "vqa_model", region_feature_size=7)
+    InterBERTForVQA(config).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="must read region features of 208 numbers, as the other model, got 7"):
+        Demo(make_arguments(folder, vqa_model_name_or_path=str(tmp_path)))
 
 
 def test_a_retrieval_model_fills_no_words(folder):
@@ -176,11 +198,11 @@ def test_a_retrieval_model_fills_no_words(folder):
 # ---------------------------------------------------------------- the page
 
 
-def wait_for(address: tuple[str, int], process: subprocess.Popen, seconds: float = 120):
+def wait_for(address: tuple[str, int], process: subprocess.Popen, log: Path, seconds: float = 120):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"The app ended with status {process.returncode}:\n{process.communicate()[0][-4000:]}")
+            raise RuntimeError(f"The app ended with status {process.returncode}:\n{log.read_text()[-4000:]}")
         with socket.socket() as client:
             if client.connect_ex(address) == 0:
                 return
@@ -203,9 +225,11 @@ def page_of(folder):
     command += [
         word for name, value in vars(arguments).items() if value is not None for word in (f"--{name}", str(value))
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    log = folder / "app.log"
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait_for(("127.0.0.1", port), process)
+        wait_for(("127.0.0.1", port), process, log)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -216,7 +240,7 @@ def page_of(folder):
             browser.close()
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
 def open_tab(page, name: str):
@@ -271,10 +295,12 @@ def test_page_in_a_browser(page_of, demo, tmp_path, request):
 
     open_tab(page, "Words and regions")
     press(page, "Read")
-    words = demo.words(best[1][0], demo.caption(best[1][0]))
+    words = demo.draw_attention(best[1][0], demo.caption(best[1][0]))[0]
+    figure = page.get_by_test_id("matplotlib").locator("img")
+    figure.wait_for()
+    first_word = figure.get_attribute("src")
     page.get_by_role("radio", name=words[-1], exact=True).click()
-    page.get_by_test_id("matplotlib").locator("img").wait_for()
-    page.wait_for_timeout(1000)
+    page.wait_for_function("src => document.querySelector('[data-testid=matplotlib] img').src !== src", arg=first_word)
     page.screenshot(path=screenshots / "attention.png")
 
     open_tab(page, "Masked words")
@@ -284,48 +310,67 @@ def test_page_in_a_browser(page_of, demo, tmp_path, request):
     page.get_by_text(first, exact=True).locator("visible=true").first.wait_for()
     page.screenshot(path=screenshots / "masked.png")
 
+    # What was said of one image is not left beside another.
+    open_tab(page, "Search")
+    pictures.nth(2).click()
+    page.wait_for_function("id => document.querySelector('[aria-label=Image]').value === id", arg=best[2][0])
+    open_tab(page, "Question")
+    answers.wait_for(state="detached")
+    open_tab(page, "Words and regions")
+    figure.wait_for(state="detached")
+    assert page.get_by_label("Caption").first.input_value() == demo.caption(best[2][0])
+
 
 # ---------------------------------------------------------------- the Space
 
 
 def test_a_space_runs_by_itself(folder, tmp_path):
-    write_space(tmp_path, ["org/model"], "org/scenes")
+    write_space(tmp_path, str(folder / "model"), None, str(folder / "scenes"), "test[:5]")
     card = SpaceCard.load(tmp_path / "README.md")
-    assert (card.data.sdk, card.data.app_file, card.data.models) == ("gradio", "app.py", ["org/model"])
-    assert (tmp_path / card.data.app_file).is_file()
-    code = "import app; demo = app.Demo(app.DemoArguments()); app.build_page(demo); print(demo.search('a ring', 0, 1))"
-    environment = {
-        "INTERBERT_MODEL": str(folder / "model"),
-        "INTERBERT_DATASET": str(folder / "scenes"),
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONSAFEPATH": "",
-    }
-    # Without the installed packages: their code is that of the Space.
-    check = "import sys; sys.path = [p for p in sys.path if 'interbert' not in p.lower()]; "
+    assert (card.data.sdk, card.data.app_file) == ("gradio", "app.py")
+    assert (card.data.models, card.data.datasets) == ([str(folder / "model")], [str(folder / "scenes")])
+    # Without the installed packages, whose code is that of the Space; and without serving the page.
+    code = """
+import sys
+sys.path = [path for path in sys.path if "interbert" not in path.lower()]
+import app, gradio, processing
+gradio.Blocks.launch = lambda page, **kwargs: print("launched")
+app.main()
+print(processing.__file__)
+"""
     result = subprocess.run(
-        [sys.executable, "-c", f"{check}{code}; import processing; print(processing.__file__)"],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)} | environment,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    assert str(tmp_path) in result.stdout.splitlines()[-1]
+    assert result.stdout.splitlines()[-2:] == ["launched", str(tmp_path / "processing" / "__init__.py")]
 
 
 @needs_hub
-def test_a_space_is_pushed(tmp_path):
+def test_a_space_is_pushed_and_written_anew(tmp_path):
     code = """
 import sys
-from huggingface_hub import HfApi
 import push_space
-sys.argv = ["push_space.py", "org/demo", "--model", "org/model", "--dataset", "org/scenes", "--private"]
-push_space.main()
+from huggingface_hub import HfApi, hf_hub_download
+for arguments in (["--vqa_model", "org/answers", "--private"], ["--split", "test"]):
+    sys.argv = ["push_space.py", "org/demo", "--model", "org/model", "--dataset", "org/scenes", *arguments]
+    push_space.main()
+    path = hf_hub_download("org/demo", "space_settings.yaml", repo_type="space")
+    print(open(path).read().replace("\\n", "; "))
 print(sorted(HfApi().list_repo_files("org/demo", repo_type="space")))
 """
     with start_hub(tmp_path / "hub") as hub:
         environment = hub.env(home=tmp_path / "home") | {"PYTHONPATH": str(REPOSITORY / "examples")}
         result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
+    settings = [line for line in result.stdout.splitlines() if line.startswith("dataset_name")]
+    first = "dataset_name: org/scenes; model_name_or_path: org/model; split: validation; "
+    assert settings == [
+        f"{first}vqa_model_name_or_path: org/answers; ",
+        "dataset_name: org/scenes; model_name_or_path: org/model; split: test; ",
+    ]
     for name in ("app.py", "requirements.txt", "README.md", "processing/pipelines_interbert.py"):
         assert f"'{name}'" in result.stdout

@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
@@ -86,10 +87,33 @@ def test_checkpoints_have_cards(card, name, tmp_path):
         assert f"| {result.task} | {result.metric} | {result.value} |" in loaded.text
     # What the paper reports is never in the metadata, which are ours.
     assert [result.metric_value for result in loaded.data.eval_results] == [0.1235]
-    assert OutputArguments("out", model_card=name).model_card == name
+    OutputArguments("out", model_card=name).check_model_card(checkpoint.auto_class)
+    with pytest.raises(ValueError, match=f"`--model_card`: expected one of .* for this task, got {name}"):
+        OutputArguments("out", model_card=name).check_model_card("AutoModelForSequenceClassification")
 
 
-CLASSES = {reference.split(".")[1]: auto_class for auto_class, reference in AUTO_MAP.items() if "For" in auto_class}
+def test_what_was_not_evaluated_is_not_called_so(card):
+    assert "`eval_*` were measured after every epoch" in card.render().text
+    assert "moving average" not in card.render().text
+    card.training_arguments["ema_decay"] = 0.99
+    assert "moving average" in card.render().text
+    card.results = [{"epoch": 1, "train_loss": 2.5}]
+    text = card.render().text
+    assert "It was not evaluated while it was trained." in text and "moving average" not in text
+
+
+def test_parts_of_a_split_are_called_so(card):
+    card.training_arguments |= {"retrieval_eval_size": 400, "max_eval_samples": "None"}
+    (result,) = card.render().data.eval_results
+    assert (result.dataset_split, result.dataset_args) == ("dev", {"retrieval_eval_size": 400})
+    card.training_arguments["validation_fraction"] = 0.2  # of the training split
+    (result,) = card.render().data.eval_results
+    assert result.dataset_split is None
+
+
+CLASSES = {
+    reference.split(".")[1]: auto_class for auto_class, reference in AUTO_MAP.items() if "AutoConfig" != auto_class
+}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +134,7 @@ def test_snippets_run(card, class_name, problem_type, tmp_path):
     for snippet in snippets:
         exec(snippet, scope)
     outputs = {
+        "InterBERTModel": ("features", torch.Tensor),
         "InterBERTForPreTraining": ("match_probability", float),
         "InterBERTForImageRetrieval": ("match_probability", float),
         "InterBERTForVQA": ("answer", str),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from model_fixtures import NUM_LABELS, TINY, task_model, tiny_processor, tiny_record
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModel, pipeline
 
 from modeling_interbert import (
     InterBERTForImageRetrieval,
@@ -17,6 +17,7 @@ from modeling_interbert import (
     InterBERTForVQA,
     InterBERTModel,
 )
+from processing import RegionDataset
 
 ANSWERS = ["yes", "no", "two", "red"]
 TEXTS = ["a red dog", "the small blue bird on the grass", "cat", "a large green cat on grass"]
@@ -103,13 +104,24 @@ def test_checkpoints_name_their_pipeline(checkpoints):
 def test_a_checkpoint_that_a_pipeline_has_opened_is_saved_as_before(checkpoints, open_pipeline, tmp_path):
     # Opening puts classes into the configuration.
     answerer, _ = open_pipeline(InterBERTForVQA, VQA)
-    answerer.model.save_pretrained(tmp_path)
-    answerer.processor.save_pretrained(tmp_path)
+    answerer.save_pretrained(tmp_path)
     folder, _ = checkpoints[InterBERTForVQA]
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in folder.iterdir()}
     # Transformers itself notes in tokenizer_config.json how a tokenizer was loaded.
+    again = pipeline(VQA, model=str(tmp_path), trust_remote_code=True, device="cpu")
+    assert again(RECORDS[0], TEXTS[0]) == answerer(RECORDS[0], TEXTS[0])
     for path in set(folder.iterdir()) - {folder / "tokenizer_config.json"}:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_pipelines_of_others_stay(checkpoints, tmp_path):
+    folder, _ = checkpoints[InterBERTForVQA]
+    model = InterBERTForVQA.from_pretrained(folder)
+    model.config.custom_pipelines["their-task"] = {"impl": "theirs.Pipeline", "pt": (AutoModel,), "type": "text"}
+    model.save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    assert list(entries) == ["their-task", VQA]
+    assert entries["their-task"] == {"impl": "theirs.Pipeline", "pt": ["AutoModel"], "type": "text"}
 
 
 def test_another_head_brings_another_pipeline(checkpoints, tmp_path):
@@ -186,9 +198,22 @@ def test_text_classification_is_that_of_transformers(open_pipeline):
     check_scores(classifier(TEXTS[0], top_k=None), "label", dict(zip(ANSWERS, scores, strict=True)))
 
 
-@pytest.mark.parametrize("kind", ["list", "rows"])
+@pytest.mark.parametrize("kind", ["list", "dataset", "region_dataset"])
 def test_images_by_their_ids(open_pipeline, kind):
-    region_dataset = RECORDS if kind == "list" else datasets.Dataset.from_list(RECORDS)
+    region_dataset = RECORDS
+    if kind != "list":
+        features = datasets.Features(
+            {
+                "image_id": datasets.Value("string"),
+                "features": datasets.List(datasets.List(datasets.Value("float16"))),
+                "boxes": datasets.List(datasets.List(datasets.Value("float32"))),
+                "width": datasets.Value("int32"),
+                "height": datasets.Value("int32"),
+            }
+        )
+        region_dataset = datasets.Dataset.from_list(RECORDS, features=features)
+    if kind == "region_dataset":
+        region_dataset = RegionDataset(region_dataset)
     answerer, _ = open_pipeline(InterBERTForVQA, VQA, region_dataset=region_dataset)
     by_id = answerer(["image-3", "image-0"], question=TEXTS[0])
     assert by_id == [answerer(RECORDS[3], TEXTS[0]), answerer(region_dataset[0], TEXTS[0])]
@@ -221,6 +246,13 @@ def test_generators_and_torch_datasets_are_read_as_they_go(open_pipeline):
     assert list(answerer(Inputs(), num_workers=0)) == expected
 
 
+def test_nothing_and_parts_of_inputs(open_pipeline):
+    answerer, _ = open_pipeline(InterBERTForVQA, VQA)
+    assert answerer([]) == answerer([], question="a") == []
+    inputs = [{"image": record} for record in RECORDS[:2]]
+    assert answerer(inputs, question=TEXTS[0]) == answerer(RECORDS[:2], question=TEXTS[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(open_pipeline, dtype):
     matcher, model = open_pipeline(InterBERTForImageRetrieval, MATCHING, dtype=dtype)
@@ -237,7 +269,8 @@ def test_half_precision(open_pipeline, dtype):
         (InterBERTForVQA, {"image": RECORDS[0]}, r"Expected an input with image, question, got \['boxes', 'features'"),
         (InterBERTForVQA, {"image": "image-0", "question": "a"}, "'image-0', but the pipeline has no `region_dataset`"),
         (InterBERTForVQA, {"image": 3, "question": "a"}, "dict with features, boxes, width and height, .* got int"),
-        (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "top_k": 0}, "`top_k` must be at least 1, got 0"),
+        (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "top_k": 0}, "a number of at least 1, got 0"),
+        (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "top_k": "3"}, "a number of at least 1, got '3'"),
         (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "temperature": 1}, r"arguments \['temperature'\]"),
         (
             InterBERTForVQA,
@@ -255,7 +288,11 @@ def test_half_precision(open_pipeline, dtype):
             {"image": RECORDS[0], "candidate_labels": ["a", 3]},
             r"`candidate_labels\[1\]`: expected a text, got 3",
         ),
-        (InterBERTForMultipleChoice, {"image": RECORDS[0], "question": "a"}, "with image, question, choices, got"),
+        (
+            InterBERTForMultipleChoice,
+            {"image": RECORDS[0], "question": "a"},
+            r"with image, question, choices, got \['image', 'question'\]",
+        ),
     ],
 )
 def test_bad_input_gets_a_clear_error(open_pipeline, model_class, inputs, message):

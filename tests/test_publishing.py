@@ -10,7 +10,9 @@ import pytest
 import torch
 from hub_server import needs_hub, start_hub
 from huggingface_hub import ModelCard
-from PIL import Image
+from model_fixtures import task_model, tiny_processor
+from PIL import Image, UnidentifiedImageError
+from transformers import AutoTokenizer
 
 from configuration_interbert import InterBERTConfig
 from configuration_interbert.configuration_interbert import AUTO_MAP, PIPELINES
@@ -99,6 +101,7 @@ def published(scenes, tmp_path_factory):
             command = [sys.executable, str(REPOSITORY / "examples" / script), "--do_train", "--do_eval"]
             command += ["--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")]
             command += ["--config_overrides", TINY, "--max_train_steps", "3", "--ema_decay", "0.9"]
+            command += ["--widget_pictures", "--max_seq_length", "12", "--max_regions", "2"]
             command += [
                 "--output_dir",
                 str(outputs[name]),
@@ -229,8 +232,9 @@ def test_widgets_show_what_the_pipeline_gave(published, scenes):
             (row,) = [row for row in range(len(regions)) if Pictures(regions).open(row).tobytes() == picture.tobytes()]
             if name == "org/answers":
                 model = InterBERTForVQA.from_pretrained(folder)
-                best = run_plain(model, processor, example["text"], regions[row]).logits[0].sigmoid().max().item()
-                assert example["output"]["score"] == pytest.approx(best, abs=1e-4)
+                logits = run_plain(model, processor, example["text"], regions[row]).logits[0]
+                assert example["output"]["score"] == pytest.approx(logits.sigmoid().max().item(), abs=1e-4)
+                assert example["output"]["answer"] == model.config.id2label[logits.argmax().item()]
             else:
                 model = InterBERTForImageRetrieval.from_pretrained(folder)
                 texts = [item["label"] for item in example["output"]]
@@ -239,6 +243,17 @@ def test_widgets_show_what_the_pipeline_gave(published, scenes):
                     score = run_plain(model, processor, item["label"], regions[row]).match_scores.item()
                     assert item["score"] == pytest.approx(score, abs=1e-4)
                 assert set(texts) & set(regions.captions(row))
+
+
+@needs_hub
+def test_texts_and_regions_are_cut_as_in_training(published, scenes):
+    outputs, _ = published
+    record = read_record(scenes)
+    assert len(record["boxes"]) > 2
+    for folder in outputs.values():
+        processor = InterBERTProcessor.from_pretrained(folder)
+        inputs = processor(text="circle " * 40, regions=record, return_tensors="pt")
+        assert inputs["input_ids"].shape == (1, 12) and inputs["region_boxes"].shape == (1, 2, 4)
 
 
 def test_images_are_matched_with_their_own_caption_and_two_others():
@@ -253,5 +268,28 @@ def test_without_pictures_there_is_no_widget(scenes, tmp_path):
     regions = load_region_dataset(scenes, "validation")
     regions = type(regions)(regions.dataset.remove_columns("image"))
     inputs = [{"image": regions[0]["image_id"], "candidate_labels": CAPTIONS}]
-    assert run_widget(None, None, WidgetInputs(regions, inputs), tmp_path) == []
+    model = task_model(InterBERTForImageRetrieval)
+    assert run_widget(model, tiny_processor(), WidgetInputs(regions, inputs), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_that_cannot_be_read_are_passed_over(scenes, tmp_path, monkeypatch):
+    regions = load_region_dataset(scenes, "validation")
+    open_picture = Pictures.open
+
+    def open_most(self, row):
+        if row == 0:
+            raise UnidentifiedImageError("damaged")
+        return None if row == 1 else open_picture(self, row)
+
+    monkeypatch.setattr(Pictures, "open", open_most)
+    tokenizer = AutoTokenizer.from_pretrained(scenes / "tokenizer")
+    model = task_model(
+        InterBERTForImageRetrieval, vocab_size=len(tokenizer), region_feature_size=208, max_position_embeddings=64
+    )
+    processor = InterBERTProcessor(tokenizer, region_feature_size=208)
+    inputs = ({"image": image_id, "candidate_labels": CAPTIONS} for image_id in regions.image_ids)
+    examples = run_widget(model, processor, WidgetInputs(regions, inputs), tmp_path)
+    assert [example.src for example in examples] == ["widget-0.png", "widget-1.png", "widget-2.png"]
+    picture = Image.open(tmp_path / "widget-0.png")
+    assert picture.tobytes() == open_picture(Pictures(regions), 2).tobytes()

@@ -199,6 +199,7 @@ print(json.dumps(found))
             *from_scratch(scenes),
             *("--max_train_steps", "3", "--checkpointing_steps", "1", "--retrieval_eval_size", "0"),
             *("--push_to_hub", "--hub_model_id", "org/tiny", "--push_checkpoints", "--save_total_limit", "1"),
+            "--widget_pictures",
             environment=environment,
         )
         assert "org/tiny/commit/" in output
