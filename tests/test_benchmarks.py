@@ -17,6 +17,7 @@ import benchmark_against_other_models  # noqa: E402
 import benchmark_attention  # noqa: E402
 import benchmark_matmul_peak  # noqa: E402
 import benchmark_pretraining_step  # noqa: E402
+import benchmark_region_detector  # noqa: E402
 import benchmark_scoring  # noqa: E402
 import drawn_inputs  # noqa: E402
 import measuring  # noqa: E402
@@ -79,6 +80,19 @@ def test_help(script, monkeypatch, capsys):
     assert "usage: " in capsys.readouterr().out
     first_block = re.search(r"```bash\n(.*?)```", script.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert first_block.group(1).startswith(f"python benchmarks/{script.name}")
+
+
+def test_region_detector(capsys):
+    sizes = "depth=50,stem_channels=4,res2_channels=8,width_per_group=2,rpn_channels=4,num_classes=5,num_attributes=2"
+    benchmark_region_detector.main(
+        ["--config_overrides", sizes, "--rounds", "1", "--height", "64", "--width", "96", "--square_sizes", "16"]
+    )
+    output = capsys.readouterr().out
+    (rows,) = tables(output)
+    assert first_cells(rows)[0] == "picture to regions, float32" and first_cells(rows)[-1] == "16 x 16 times 16 x 16"
+    gflops = {row[0]: float(row[1]) for row in rows}
+    assert 0 < gflops["parts: map at stride 16"] < gflops["picture to regions, float32"]
+    assert "MiB of the process" in output
 
 
 def test_scoring(capsys):
