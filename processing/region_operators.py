@@ -1,14 +1,28 @@
 """
 Operators on boxes and feature maps in plain PyTorch: intersection over union, non-maximum suppression, RoIPool (as in
-Caffe, Girshick 2015) and RoIAlign (He et al. 2017). They give what torchvision's give, on every device, uncompiled.
+Caffe, Girshick 2015) and RoIAlign (He et al. 2017). torchvision's compiled operators compute the same, and take their
+place where they load.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
 
 import torch
 
 # Elements of a temporary that is made at a time: 256 MiB in float32.
 CHUNK_ELEMENTS = 2**26
+
+
+@functools.cache
+def torchvision_operators() -> Any | None:
+    """The module of torchvision's operators; None where it is not installed or was built for another PyTorch."""
+    try:
+        return importlib.import_module("torchvision.ops")
+    except (ImportError, RuntimeError):
+        return None
 
 
 def box_iou(boxes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
@@ -41,6 +55,8 @@ def non_maximum_suppression(boxes: torch.Tensor, scores: torch.Tensor, iou_thres
     Returns:
         `torch.LongTensor` of shape `(kept,)`: indices of the boxes that are kept, the highest score first.
     """
+    if torchvision_operators() is not None:
+        return torchvision_operators().nms(boxes, scores, iou_threshold)
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order]
     # overlaps[i, j]: box i comes before box j and would suppress it.
@@ -74,6 +90,10 @@ def roi_pool(
     Returns:
         `torch.FloatTensor` of shape `(n, channels, output_size, output_size)`.
     """
+    if torchvision_operators() is not None:
+        return torchvision_operators().roi_pool(
+            features, _with_images(boxes, image_indices), output_size, spatial_scale
+        )
     height, width = features.shape[-2:]
     scaled = boxes * spatial_scale
     corners = torch.sign(scaled) * (scaled.abs() + 0.5).floor()  # half away from zero, unlike torch.round
@@ -82,6 +102,11 @@ def roi_pool(
     pooled = _range_maxima(features, image_indices, (row_starts, row_ends), (column_starts, column_ends))
     is_empty = (row_ends <= row_starts)[:, :, None] | (column_ends <= column_starts)[:, None, :]  # (n, bins, bins)
     return pooled.masked_fill_(is_empty[:, None], 0)
+
+
+def _with_images(boxes: torch.Tensor, image_indices: torch.Tensor) -> torch.Tensor:
+    """Boxes as torchvision takes them: `(n, 5)`, the image's index first."""
+    return torch.cat([image_indices[:, None].to(boxes), boxes], dim=1)
 
 
 def _bins(first: torch.Tensor, last: torch.Tensor, count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -177,6 +202,10 @@ def roi_align(
     Returns:
         `torch.FloatTensor` of shape `(n, channels, output_size, output_size)`.
     """
+    if torchvision_operators() is not None:
+        return torchvision_operators().roi_align(
+            features, _with_images(boxes, image_indices), output_size, spatial_scale, sampling_ratio, aligned=True
+        )
     num_channels = features.shape[1]
     pooled = features.new_zeros(len(boxes), num_channels, output_size, output_size)
     starts = boxes[:, [1, 0]] * spatial_scale - 0.5  # (n, 2): y, x

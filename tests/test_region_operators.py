@@ -2,12 +2,22 @@
 
 import importlib
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from processing import region_operators
 from processing.region_operators import box_iou, non_maximum_suppression, roi_align, roi_pool
+
+pytestmark = pytest.mark.usefixtures("plain_operators")
+
+
+@pytest.fixture
+def plain_operators(request, monkeypatch):
+    """Not torchvision's, where these load, but in the tests that are about them."""
+    if "torchvision" not in request.node.name:
+        monkeypatch.setattr(region_operators, "torchvision_operators", lambda: None)
 
 
 def random_boxes(count: int, size: float, generator: torch.Generator) -> torch.Tensor:
@@ -193,21 +203,42 @@ def test_aligning_is_that_of_a_loop(sampling_ratio, chunk_elements, monkeypatch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_operators_are_those_of_torchvision():
-    try:
-        ops = importlib.import_module("torchvision.ops")
-    except (ImportError, RuntimeError):
+def test_operators_are_those_of_torchvision(monkeypatch):
+    if region_operators.torchvision_operators() is None:
         pytest.skip("torchvision's operators do not load here")
     generator = torch.Generator().manual_seed(3)
     features = torch.randn(2, 4, 20, 30, generator=generator)
     boxes = random_boxes(60, 300, generator)
     scores = torch.rand(60, generator=generator)
     image_indices = torch.randint(0, 2, (60,), generator=generator)
-    rois = torch.cat([image_indices[:, None].float(), boxes], dim=1)
-    assert torch.equal(non_maximum_suppression(boxes, scores, 0.4), ops.nms(boxes, scores, 0.4))
-    torch.testing.assert_close(
-        roi_pool(features, boxes, image_indices, 7, 1 / 16), ops.roi_pool(features, rois, 7, 1 / 16)
-    )
-    torch.testing.assert_close(
-        roi_align(features, boxes, image_indices, 7, 1 / 16), ops.roi_align(features, rois, 7, 1 / 16, 0, aligned=True)
-    )
+    regions = features, boxes, image_indices, 7, 1 / 16
+    compiled = non_maximum_suppression(boxes, scores, 0.4), roi_pool(*regions), roi_align(*regions)
+    monkeypatch.setattr(region_operators, "torchvision_operators", lambda: None)
+    plain = non_maximum_suppression(boxes, scores, 0.4), roi_pool(*regions), roi_align(*regions)
+    for ours, theirs in zip(plain, compiled, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_torchvision_is_given(monkeypatch):
+    operators = Mock()
+    monkeypatch.setattr(region_operators, "torchvision_operators", lambda: operators)
+    features, boxes, scores = torch.zeros(2, 3, 4, 5), torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.zeros(2)
+    image_indices = torch.tensor([1, 0])
+    with_images = [[1, 1, 2, 3, 4], [0, 5, 6, 7, 8]]
+    assert non_maximum_suppression(boxes, scores, 0.3) is operators.nms.return_value
+    operators.nms.assert_called_once_with(boxes, scores, 0.3)
+    assert roi_pool(features, boxes, image_indices, 7, 0.5) is operators.roi_pool.return_value
+    given = operators.roi_pool.call_args.args
+    assert given[0] is features and given[1].tolist() == with_images and given[2:] == (7, 0.5)
+    assert roi_align(features, boxes, image_indices, 7, 0.5, 2) is operators.roi_align.return_value
+    given = operators.roi_align.call_args
+    assert given.args[1].tolist() == with_images and given.args[2:] == (7, 0.5, 2) and given.kwargs == {"aligned": True}
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
+def test_where_torchvision_does_not_load(error, monkeypatch):
+    def fail(name):
+        raise error(f"{name} was built for another PyTorch")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    assert region_operators.torchvision_operators.__wrapped__() is None

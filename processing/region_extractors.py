@@ -1,0 +1,246 @@
+"""
+From pictures to region records: by the bottom-up-attention detector, by any other detector with the features of any
+backbone, or in windows where there is no detector.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .modeling_faster_rcnn import FasterRCNNForRegionFeatures
+from .region_operators import roi_align
+
+# Bins of each side that a region is aligned to, before their mean is its feature.
+ALIGNED_SIZE = 7
+
+
+class RegionExtractor(ABC):
+    """
+    Finds the regions of pictures. `extractor(pictures)` gives one record for each, as a region dataset has it, without
+    `image_id`: `width`, `height`, `boxes` float32 `(n, 4)` in pixels, `features` float16 `(n, region_feature_size)`,
+    and where there are classes `class_ids` int32 and `class_scores` float32 `(n,)`, the highest score first.
+    """
+
+    @property
+    @abstractmethod
+    def region_feature_size(self) -> int:
+        """Width of the features."""
+
+    @abstractmethod
+    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+        """The records of RGB pictures; values may be tensors on any device."""
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+        """
+        Args:
+            pictures: At least one.
+        """
+        return [_to_arrays(record) for record in self.extract([picture.convert("RGB") for picture in pictures])]
+
+
+DTYPES = {
+    "boxes": np.float32,
+    "features": np.float16,
+    "class_ids": np.int32,
+    "class_scores": np.float32,
+    "class_probs": np.float16,
+    "attribute_ids": np.int32,
+    "attribute_scores": np.float32,
+}
+
+
+def _to_arrays(record: Mapping[str, Any]) -> dict[str, Any]:
+    arrays = {"width": int(record["width"]), "height": int(record["height"])}
+    return arrays | {
+        name: record[name].detach().float().cpu().numpy().astype(dtype)
+        for name, dtype in DTYPES.items()
+        if name in record
+    }
+
+
+class BottomUpExtractor(RegionExtractor):
+    """
+    The regions of the bottom-up-attention Faster R-CNN.
+
+    Args:
+        detector: In evaluation mode.
+        image_processor: That of the detector.
+        class_probs: Whether records have the probabilities of all classes, which `region_objective="soft_class"` needs.
+        limits: `min_regions`, `max_regions`, `min_score`, other than those of the detector's configuration: 10 to 36 or
+            36 of them for pretraining, 10 to 100 above 0.2 for VQA (Anderson et al. 2018), at most 16 above 0.1 for
+            products (InterBERT, appendix).
+    """
+
+    def __init__(
+        self,
+        detector: FasterRCNNForRegionFeatures,
+        image_processor: BaseImageProcessor,
+        class_probs: bool = False,
+        **limits,
+    ):
+        self.detector = detector
+        self.image_processor = image_processor
+        self.class_probs = class_probs
+        self.limits = limits
+
+    @property
+    def region_feature_size(self) -> int:
+        return self.detector.config.region_feature_size
+
+    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+        inputs = self.image_processor(list(pictures), return_tensors="pt").to(self.detector.device)
+        return self.detector(**inputs, output_class_probs=self.class_probs, **self.limits).regions
+
+
+class BackboneFeatures:
+    """
+    Features of boxes on the last map of a backbone.
+
+    Args:
+        backbone: As [`AutoBackbone`] loads it, in evaluation mode.
+        image_processor: That of the backbone. It is told to resize pictures as a whole, and to cut nothing off.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, image_processor: BaseImageProcessor):
+        self.backbone = backbone
+        self.image_processor = image_processor
+
+    @property
+    def size(self) -> int:
+        return self.backbone.channels[-1]
+
+    def of_boxes(self, pictures: Sequence[Image.Image], boxes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """
+        Args:
+            boxes: Of each picture `(n, 4)`, in its pixels.
+
+        Returns:
+            Of each picture `(n, size)`.
+        """
+        device = self.backbone.device
+        boxes = [image_boxes.to(device, torch.float32) for image_boxes in boxes]
+        # A square for every picture, so that all of a batch are of one size; boxes follow.
+        side = _side(self.image_processor.size)
+        inputs = self.image_processor(
+            list(pictures), size={"height": side, "width": side}, do_center_crop=False, return_tensors="pt"
+        )
+        feature_map = self.backbone(inputs["pixel_values"].to(device, self.backbone.dtype)).feature_maps[-1].float()
+        height, width = feature_map.shape[-2:]
+        on_map = [
+            image_boxes * image_boxes.new_tensor([width / picture.width, height / picture.height] * 2)
+            for picture, image_boxes in zip(pictures, boxes, strict=True)
+        ]
+        counts = [len(image_boxes) for image_boxes in boxes]
+        image_indices = torch.arange(len(boxes), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        aligned = roi_align(feature_map, torch.cat(on_map), image_indices, ALIGNED_SIZE, spatial_scale=1.0)
+        return list(aligned.mean(dim=(2, 3)).split(counts))
+
+
+def _side(size: Mapping[str, int]) -> int:
+    """Of the square that stands for the size of an image processor, in pixels."""
+    names = [name for name in ("shortest_edge", "height", "longest_edge") if size.get(name)]
+    if not names:
+        raise ValueError(f"The backbone's image processor must have a size in pixels, got {dict(size)}.")
+    return size[names[0]]
+
+
+class DetectorExtractor(RegionExtractor):
+    """
+    The boxes of any detector of Transformers, with the features of any backbone.
+
+    Args:
+        detector: As [`AutoModelForObjectDetection`] loads it, in evaluation mode.
+        detector_processor: Its image processor.
+        features: Of the boxes.
+        min_regions, max_regions, min_score: So many of the best boxes are kept; of those up to `min_score`, only as
+            many as `min_regions` calls for.
+    """
+
+    def __init__(
+        self,
+        detector: PreTrainedModel,
+        detector_processor: BaseImageProcessor,
+        features: BackboneFeatures,
+        min_regions: int = 10,
+        max_regions: int = 36,
+        min_score: float = 0.2,
+    ):
+        if not 0 <= min_regions <= max_regions or max_regions < 1:
+            raise ValueError(f"Expected 0 <= `min_regions` <= `max_regions`, got {min_regions} and {max_regions}.")
+        self.detector = detector
+        self.detector_processor = detector_processor
+        self.features = features
+        self.min_regions = min_regions
+        self.max_regions = max_regions
+        self.min_score = min_score
+
+    @property
+    def region_feature_size(self) -> int:
+        return self.features.size
+
+    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+        inputs = self.detector_processor(list(pictures), return_tensors="pt").to(self.detector.device)
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        detections = self.detector_processor.post_process_object_detection(
+            self.detector(**inputs), threshold=-1.0, target_sizes=sizes
+        )
+        records = [self._select(detection, picture) for detection, picture in zip(detections, pictures, strict=True)]
+        features = self.features.of_boxes(pictures, [record["boxes"] for record in records])
+        return [record | {"features": own} for record, own in zip(records, features, strict=True)]
+
+    def _select(self, detection: Mapping[str, torch.Tensor], picture: Image.Image) -> dict[str, Any]:
+        order = detection["scores"].argsort(descending=True, stable=True)[: self.max_regions]
+        num_above = int((detection["scores"][order] > self.min_score).sum())
+        order = order[: max(num_above, min(self.min_regions, len(order)))]
+        limits = detection["boxes"].new_tensor([picture.width, picture.height] * 2)
+        return {
+            "width": picture.width,
+            "height": picture.height,
+            "boxes": detection["boxes"][order].clamp(min=0).minimum(limits),
+            "class_ids": detection["labels"][order],
+            "class_scores": detection["scores"][order],
+        }
+
+
+class WindowExtractor(RegionExtractor):
+    """
+    Windows in place of objects: grids of equal cells over the picture, with the features of any backbone. They have no
+    classes, and pretraining predicts their features (`--region_objective feature`).
+
+    Args:
+        features: Of the windows.
+        grids: Numbers of cells of each side; (1, 2, 4) gives the whole picture, its quarters, and 16 cells.
+    """
+
+    def __init__(self, features: BackboneFeatures, grids: Sequence[int] = (2, 4)):
+        if len(grids) == 0 or min(grids) < 1:
+            raise ValueError(f"`grids` must be numbers of at least 1, at least one of them, got {list(grids)}.")
+        self.features = features
+        self.grids = tuple(grids)
+
+    @property
+    def region_feature_size(self) -> int:
+        return self.features.size
+
+    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+        shares = torch.tensor(
+            [
+                [column / count, row / count, (column + 1) / count, (row + 1) / count]
+                for count in self.grids
+                for row in range(count)
+                for column in range(count)
+            ]
+        )
+        boxes = [shares * torch.tensor([picture.width, picture.height] * 2) for picture in pictures]
+        features = self.features.of_boxes(pictures, boxes)
+        return [
+            {"width": picture.width, "height": picture.height, "boxes": own_boxes, "features": own_features}
+            for picture, own_boxes, own_features in zip(pictures, boxes, features, strict=True)
+        ]
