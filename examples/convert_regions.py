@@ -26,7 +26,7 @@ same bytes. `conversion_report.json` says of each image that is missing why it i
 import argparse
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -226,6 +226,10 @@ class Plan:
         for the case that the conversion is stopped."""
         return self.texts, []
 
+    def write_shards(self, shards: Sequence[Shard], on_error: str, num_proc: int, advance: Callable[[int], Any]):
+        """Writes shards, see [`write_shards`]."""
+        write_shards(shards, self.converter, on_error, num_proc, advance)
+
 
 def make_plan(args: argparse.Namespace) -> Plan:
     image_sizes = None if args.image_sizes is None else read_image_sizes(args.image_sizes)
@@ -352,7 +356,7 @@ def convert_to_parquet(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
             texts, notes_on_texts = plan.make_texts(folder.work_dir, args.num_proc)
             notes += notes_on_texts
             shards = folder.shards(plan.image_ids, args.rows_per_shard, texts)
-            counts = write_missing_shards(args, plan.converter, shards)
+            counts = write_missing_shards(args, plan, shards)
             files = {
                 f"data/{shard.path.name}": {"images": part.images, "bytes": part.num_bytes, "sha256": part.sha256}
                 for shard, part in zip(shards, counts, strict=True)
@@ -364,7 +368,7 @@ def convert_to_parquet(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
         return folder.reports()[args.split]
 
 
-def write_missing_shards(args: argparse.Namespace, converter: Converter, shards: list[Shard]) -> list[Counts]:
+def write_missing_shards(args: argparse.Namespace, plan: Plan, shards: list[Shard]) -> list[Counts]:
     """
     Writes the shards that there are not yet, and gives the counts of all.
 
@@ -381,7 +385,7 @@ def write_missing_shards(args: argparse.Namespace, converter: Converter, shards:
     num_images = sum(len(shard.image_ids) for shard in shards)
     num_kept = num_images - sum(len(shard.image_ids) for shard in missing)
     with tqdm(total=num_images, initial=num_kept, unit="image") as progress_bar:
-        write_shards(missing, converter, args.on_error, args.num_proc, progress_bar.update)
+        plan.write_shards(missing, args.on_error, args.num_proc, progress_bar.update)
     counts = [shard.finished_counts() for shard in shards]
     total = Counts.total(counts)
     if not total.images:

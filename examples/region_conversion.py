@@ -274,6 +274,7 @@ def write_images(
         ValueError: an image is damaged or invalid, and `on_error` is "raise".
     """
     counts = Counts()
+    converter.source.expect(image_ids)
     for image_id in image_ids:
         reason = None
         try:

@@ -49,6 +49,9 @@ class RegionSource:
             self._last_reader = number
         return self.readers[number][image_id]
 
+    def expect(self, image_ids: Sequence[str]):
+        """Says which images will be read next, in this order."""
+
     @property
     def format_name(self) -> str:
         return ", ".join(dict.fromkeys(reader.format_name for reader in self.readers))

@@ -32,6 +32,11 @@ class RegionExtractor(ABC):
     def region_feature_size(self) -> int:
         """Width of the features."""
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the regions are found."""
+
     @abstractmethod
     def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
         """The records of RGB pictures; values may be tensors on any device."""
@@ -93,6 +98,10 @@ class BottomUpExtractor(RegionExtractor):
     @property
     def region_feature_size(self) -> int:
         return self.detector.config.region_feature_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.detector.device
 
     def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
         inputs = self.image_processor(list(pictures), return_tensors="pt").to(self.detector.device)
@@ -185,6 +194,10 @@ class DetectorExtractor(RegionExtractor):
     def region_feature_size(self) -> int:
         return self.features.size
 
+    @property
+    def device(self) -> torch.device:
+        return self.detector.device
+
     def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
         inputs = self.detector_processor(list(pictures), return_tensors="pt").to(self.detector.device)
         sizes = [(picture.height, picture.width) for picture in pictures]
@@ -228,6 +241,10 @@ class WindowExtractor(RegionExtractor):
     @property
     def region_feature_size(self) -> int:
         return self.features.size
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.backbone.device
 
     def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
         shares = torch.tensor(

@@ -15,6 +15,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from configuration_interbert import InterBERTConfig
@@ -100,10 +101,17 @@ def workplace(tmp_path_factory) -> Path:
             regions = str(folder / "org" / "my-regions")
             context.setattr(sys, "argv", ["mine", str(scenes), regions, "--num_negatives", "3", "--split", split])
             mine()
+    (folder / "photographs").mkdir()
+    for name in ("beach", "kitchen", "street"):
+        Image.effect_noise((60, 48), 90).save(folder / "photographs" / f"{name}.png")
+    parity = REPOSITORY / "tests" / "fixtures" / "parity"
+    (folder / "frcnn-vg-finetuned").symlink_to(parity / "detector")
+    config = InterBERTConfig.from_bert_config(bert, layout="release", region_feature_size=128, num_region_classes=13)
+    InterBERTForPreTraining(config).save_pretrained(folder / "org" / "my-interbert")
+    InterBERTProcessor(tokenizer, region_feature_size=128).save_pretrained(folder / "org" / "my-interbert")
     (folder / "org" / "flickr30k-regions").symlink_to(folder / "org" / "my-regions")
-    layout = REPOSITORY / "tests" / "fixtures" / "parity" / "released_layout"
-    (folder / "CHECKPOINT.bin").symlink_to(layout / "pretraining_checkpoint.bin")
-    (folder / "CONFIG.json").symlink_to(layout / "original_config.json")
+    (folder / "CHECKPOINT.bin").symlink_to(parity / "released_layout" / "pretraining_checkpoint.bin")
+    (folder / "CONFIG.json").symlink_to(parity / "released_layout" / "original_config.json")
     return folder
 
 

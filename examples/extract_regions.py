@@ -1,0 +1,471 @@
+#!/usr/bin/env python
+"""
+Finds the regions of pictures and writes them as a region dataset: a folder of pictures, lists of paths, or a dataset of
+images, local or on the Hub.
+
+    python examples/extract_regions.py photographs outputs/my_regions --detector org/bottom-up-attention
+
+The detector is a Faster R-CNN as `FasterRCNNForRegionFeatures` saves it, or a folder with the published checkpoint
+(pytorch_model.bin and config.yaml). Or any detector of Transformers, with the features of any backbone; or windows,
+where there is no detector:
+
+    python examples/extract_regions.py photographs outputs/my_regions --detector PekingU/rtdetr_r50vd \\
+        --backbone microsoft/resnet-50
+    python examples/extract_regions.py photographs outputs/my_regions --detector windows --grids 2 4 \\
+        --backbone microsoft/resnet-50
+
+Regions as VQA has them, and for the `soft_class` objective of pretraining, on several GPUs that share the pictures:
+
+    accelerate launch --multi_gpu examples/extract_regions.py org/my-photographs outputs/my_regions --split train \\
+        --detector org/bottom-up-attention --min_regions 10 --max_regions 100 --min_score 0.2 --class_probs \\
+        --mixed_precision bf16 --batch_size 8 --push_to_hub
+
+The id of a picture is its path below the folder, without extension, or what `--image_id_column` says. Pictures that
+cannot be read are left out, and `conversion_report.json` says why. An extraction that was stopped goes on where it was
+when the same command is given again, and ends with the same rows, each picture once.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from PIL import Image, ImageOps
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedConfig,
+)
+
+from convert_regions import Plan, add_output_arguments, check_output_args, check_positive, run
+from pictures import UNREADABLE
+from processing import FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
+from processing.region_extractors import (
+    BackboneFeatures,
+    BottomUpExtractor,
+    DetectorExtractor,
+    RegionExtractor,
+    WindowExtractor,
+)
+from processing.region_formats import RegionFormatError
+from region_conversion import Converter, DatasetFolder, Shard, write_shards
+
+# An extraction that was stopped has lost at most so many pictures of each process.
+ROWS_PER_SHARD = 500
+# Pictures that are read ahead, in batches: those of similar shape go together.
+BATCHES_AHEAD = 8
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description="Find the regions of pictures.")
+    parser.add_argument(
+        "source", nargs="+", help="Folders of pictures, pictures, .txt files with a path in each line, or one dataset."
+    )
+    parser.add_argument("destination", help="Folder for the region dataset.")
+    parser.add_argument("--source_split", help="Split of a dataset of images. By default that of --split.")
+    parser.add_argument("--dataset_config_name", help="Configuration of a dataset of images.")
+    parser.add_argument("--image_column", default="image", help="Column of pictures of a dataset.")
+    parser.add_argument(
+        "--image_id_column", help="Column of a dataset that names the pictures. By default image_id, or their numbers."
+    )
+
+    regions = parser.add_argument_group("regions")
+    regions.add_argument(
+        "--detector", required=True, help="Checkpoint of a detector, folder or Hub name; or 'windows' for none."
+    )
+    regions.add_argument("--detector_revision", default="main", help="Branch, tag or commit of it on the Hub.")
+    regions.add_argument("--backbone", help="Checkpoint of a backbone, whose features regions get.")
+    regions.add_argument("--grids", type=int, nargs="+", default=[2, 4], help="Cells of each side, for windows.")
+    regions.add_argument("--min_regions", type=int, help="Of a picture; by default as the detector has it, or 10.")
+    regions.add_argument("--max_regions", type=int, help="Of a picture; by default as the detector has it, or 36.")
+    regions.add_argument(
+        "--min_score", type=float, help="Regions up to this score are left out, unless --min_regions calls for them."
+    )
+    regions.add_argument("--class_probs", action="store_true", help="Also writes the probabilities of all classes.")
+    regions.add_argument(
+        "--thumbnails", type=int, help="Also writes the pictures, at most so many pixels high and wide, as JPEG."
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--split", help="Split to write, beside those that are there. By default train.")
+    output.add_argument("--batch_size", type=int, default=4, help="Pictures that the detector sees at a time.")
+    output.add_argument("--device", help="Such as cuda:1 or cpu; by default that of the process.")
+    output.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="Of the detector.")
+    output.add_argument(
+        "--on_error",
+        choices=["raise", "skip"],
+        default="skip",
+        help="Leaves out pictures that cannot be read and reports them, or stops at the first one.",
+    )
+    add_output_arguments(output)
+    parser.set_defaults(to="parquet")
+    args = parser.parse_args()
+    args.rows_per_shard = args.rows_per_shard or ROWS_PER_SHARD
+    try:
+        check_output_args(args)
+        check_positive(args, "batch_size", "max_regions", "thumbnails")
+        if args.num_proc != 1:
+            raise ValueError("--num_proc: expected `accelerate launch` for several processes, got --num_proc")
+    except ValueError as error:
+        parser.error(str(error))
+    return parser, args
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Picture:
+    """
+    Where a picture is.
+
+    Args:
+        image_id: What it is called.
+        place: A path, or the row of a dataset.
+        stamp: Changes with the picture.
+    """
+
+    image_id: str
+    place: str | int
+    stamp: str
+
+
+class PictureSource:
+    """
+    Records of pictures, found when they are asked for; as [`RegionSource`] gives those of files.
+
+    Args:
+        pictures: In order. Of several with the same id the first one counts.
+        dataset: What the places are rows of, if they are.
+        extractor: Finds the regions.
+        batch_size: Of the extractor.
+        autocast_dtype: Of the extractor, if not that of its weights.
+        thumbnail_size: Records have a picture of at most this size, in pixels; None: they have none.
+    """
+
+    format_name = "pictures"
+
+    def __init__(
+        self,
+        pictures: Sequence[Picture],
+        dataset: datasets.Dataset | None,
+        extractor: RegionExtractor,
+        batch_size: int,
+        autocast_dtype: torch.dtype | None,
+        thumbnail_size: int | None,
+    ):
+        self.dataset = dataset
+        self.extractor = extractor
+        self.batch_size = batch_size
+        self.autocast_dtype = autocast_dtype
+        self.thumbnail_size = thumbnail_size
+        self._pictures: dict[str, Picture] = {}
+        duplicates: dict[str, None] = {}
+        for picture in pictures:
+            if self._pictures.setdefault(picture.image_id, picture) is not picture:
+                duplicates[picture.image_id] = None
+        self.image_ids = list(self._pictures)
+        self.duplicate_ids = list(duplicates)
+        self._expected: list[str] = []
+        self._found: dict[str, dict[str, Any] | RegionFormatError] = {}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def column_types(self) -> dict[str, Any]:
+        numbers = {
+            "attribute_ids": datasets.List(datasets.Value("int32")),
+            "attribute_scores": datasets.List(datasets.Value("float32")),
+        }
+        return numbers | ({} if self.thumbnail_size is None else {"image": datasets.Image()})
+
+    def fingerprint(self) -> str:
+        """Changes with the ids, and with the size or the time of any file."""
+        digest = hashlib.sha256()
+        for picture in self._pictures.values():
+            digest.update(f"{picture.image_id}\t{picture.stamp}\n".encode())
+        return digest.hexdigest()
+
+    def without_paths(self, message: str) -> str:
+        return message
+
+    def expect(self, image_ids: Sequence[str]):
+        """Says which images will be read next, in this order: those ahead are found in batches."""
+        self._expected = list(image_ids)
+        self._found = {}
+
+    def __getitem__(self, image_id: str) -> dict[str, Any]:
+        """
+        Raises:
+            RegionFormatError: the picture cannot be read.
+        """
+        if image_id not in self._found:
+            start = self._expected.index(image_id) if image_id in self._expected else None
+            ahead = [image_id] if start is None else self._expected[start : start + BATCHES_AHEAD * self.batch_size]
+            self._found = dict(self._find(ahead))
+        found = self._found.pop(image_id)
+        if isinstance(found, RegionFormatError):
+            raise found
+        return found
+
+    def _find(self, image_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | RegionFormatError]]:
+        opened = {}
+        for image_id in image_ids:
+            try:
+                opened[image_id] = self._open(self._pictures[image_id])
+            except UNREADABLE as error:
+                yield image_id, RegionFormatError(f"image_id {image_id}: expected a picture, got {_reason(error)}.")
+        # Those of similar shape together, so that there is little padding.
+        order = sorted(opened, key=lambda image_id: opened[image_id].width / opened[image_id].height)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            with self._autocast():
+                records = self.extractor([opened[image_id] for image_id in batch])
+            for image_id, record in zip(batch, records, strict=True):
+                thumbnail = (
+                    {} if self.thumbnail_size is None else {"image": self._thumbnail(image_id, opened[image_id])}
+                )
+                yield image_id, {"image_id": image_id, **record, **thumbnail}
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.extractor.device.type, dtype=self.autocast_dtype)
+
+    def _open(self, picture: Picture) -> Image.Image:
+        file = picture.place
+        if self.dataset is not None:
+            value = self.dataset[picture.place]["image"]
+            if value is None:
+                raise ValueError("no picture")
+            file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    def _thumbnail(self, image_id: str, picture: Image.Image) -> dict[str, Any]:
+        picture = picture.copy()
+        picture.thumbnail((self.thumbnail_size, self.thumbnail_size))
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=85)
+        return {"bytes": file.getvalue(), "path": f"{Path(image_id).name}.jpg"}
+
+
+def _reason(error: Exception) -> str:
+    """An error in words, without the name of a file in memory or of a place on this machine."""
+    if isinstance(error, FileNotFoundError):
+        return "no file"
+    return type(error).__name__ if "cannot identify" in str(error) else str(error)
+
+
+def list_pictures(names: Sequence[str]) -> list[Picture]:
+    """
+    The pictures of folders, of lists of paths, and those that are named themselves.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: there is no picture.
+    """
+    pictures = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+            pictures += [_picture(file, file.relative_to(path)) for file in files]
+        elif path.suffix == ".txt" and path.is_file():
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            pictures += [_picture(path.parent / line, Path(line)) for line in lines if line]
+        elif path.is_file():
+            pictures.append(_picture(path, Path(path.name)))
+        else:
+            raise FileNotFoundError(f"There is no file, folder or dataset {name}.")
+    if not pictures:
+        raise ValueError(f"No pictures ({', '.join(sorted(EXTENSIONS))}) in {', '.join(names)}.")
+    return pictures
+
+
+def _picture(path: Path, name: Path) -> Picture:
+    stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else "missing"
+    return Picture(name.with_suffix("").as_posix().lstrip("/"), str(path), stamp)
+
+
+def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], datasets.Dataset | None]:
+    """The pictures of the arguments, and the dataset that they are rows of, if they are."""
+    path = Path(args.source[0]).expanduser()
+    holds_dataset = path.is_dir() and any(path.rglob("*.parquet"))
+    if len(args.source) > 1 or (path.exists() and not holds_dataset):
+        return list_pictures(args.source), None
+    split = args.source_split or args.split
+    try:
+        dataset = datasets.load_dataset(str(path), name=args.dataset_config_name, split=split, token=args.hub_token)
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"There is no file, folder or dataset {args.source[0]} ({error}).") from error
+    if not isinstance(dataset.features.get(args.image_column), datasets.Image):
+        raise ValueError(
+            f"--image_column: expected a column of pictures, got {args.image_column}; the dataset has "
+            f"{', '.join(dataset.column_names)}."
+        )
+    column = args.image_id_column or ("image_id" if "image_id" in dataset.column_names else None)
+    if column is not None and column not in dataset.column_names:
+        raise ValueError(f"--image_id_column: expected one of {', '.join(dataset.column_names)}, got {column}.")
+    ids = [f"{row:09d}" for row in range(len(dataset))] if column is None else map(str, dataset[column])
+    pictures = [Picture(image_id, row, dataset._fingerprint) for row, image_id in enumerate(ids)]
+    dataset = dataset.select_columns(args.image_column).rename_column(args.image_column, "image")
+    return pictures, dataset.cast_column("image", datasets.Image(decode=False))
+
+
+# ---------------------------------------------------------------- the detector
+
+
+def load_extractor(args: argparse.Namespace, device: torch.device) -> RegionExtractor:
+    """
+    Raises:
+        ValueError: an argument is missing, or does not go with this kind of detector.
+        OSError: there is no such checkpoint.
+    """
+    limits = {name: getattr(args, name) for name in ("min_regions", "max_regions", "min_score")}
+    limits = {name: value for name, value in limits.items() if value is not None}
+    folder = Path(args.detector)
+    is_original = (folder / "pytorch_model.bin").is_file() and not (folder / "preprocessor_config.json").is_file()
+    model_type = None
+    if not is_original and args.detector != "windows":
+        model_type = PreTrainedConfig.get_config_dict(args.detector, revision=args.detector_revision)[0].get(
+            "model_type"
+        )
+    if is_original or model_type == "faster_rcnn":
+        if args.backbone is not None:
+            raise ValueError("--backbone: this detector gives features itself, got --backbone")
+        loaded = "from_original" if is_original else "from_pretrained"
+        options = {} if is_original else {"revision": args.detector_revision}
+        detector = getattr(FasterRCNNForRegionFeatures, loaded)(args.detector, **options).eval().to(device)
+        image_processor = getattr(FasterRCNNImageProcessor, loaded)(args.detector, **options)
+        return BottomUpExtractor(detector, image_processor, args.class_probs, **limits)
+    if args.class_probs:
+        raise ValueError("--class_probs: only a Faster R-CNN gives them, got another detector")
+    if args.backbone is None:
+        raise ValueError(f"--backbone: expected a checkpoint for the features of {args.detector}, got none")
+    # AutoBackbone takes no folders.
+    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(args.backbone))]
+    backbone = backbone_class.from_pretrained(args.backbone).eval().to(device)
+    features = BackboneFeatures(backbone, AutoImageProcessor.from_pretrained(args.backbone))
+    if args.detector == "windows":
+        if limits:
+            raise ValueError(f"--{next(iter(limits))}: windows are as many as --grids says, got {limits}")
+        return WindowExtractor(features, args.grids)
+    detector = AutoModelForObjectDetection.from_pretrained(args.detector, revision=args.detector_revision)
+    image_processor = AutoImageProcessor.from_pretrained(args.detector, revision=args.detector_revision)
+    return DetectorExtractor(detector.eval().to(device), image_processor, features, **limits)
+
+
+# ---------------------------------------------------------------- extraction
+
+
+@dataclass
+class ExtractionPlan(Plan):
+    """All pictures, divided among the processes of Accelerate shard by shard."""
+
+    script = "extract_regions.py"
+    has_told_others: bool = False
+
+    def write_shards(self, shards: Sequence[Shard], on_error: str, num_proc: int, advance: Callable[[int], Any]):
+        self.tell_others([str(shard.work_path) for shard in shards])
+        self._write_own(shards, on_error, advance)
+
+    def tell_others(self, paths: list[str] | None):
+        """Which shards there are to write; None: there is nothing to do."""
+        if not self.has_told_others:
+            broadcast_object_list([paths])
+        self.has_told_others = True
+
+    def help_writing(self, args: argparse.Namespace):
+        """What all processes but the main one do."""
+        paths: list[list[str] | None] = [None]
+        broadcast_object_list(paths)
+        if paths[0] is None:
+            return
+        self.converter.begin(self.image_ids, "parquet", args.on_error)
+        shards = DatasetFolder(Path(args.destination), args.split).shards(self.image_ids, args.rows_per_shard, {})
+        by_path = {str(shard.work_path): shard for shard in shards}
+        self._write_own([by_path[path] for path in paths[0]], args.on_error, lambda num_images: None)
+
+    def _write_own(self, shards: Sequence[Shard], on_error: str, advance: Callable[[int], Any]):
+        state = PartialState()
+        own = shards[state.process_index :: state.num_processes]
+        num_left = sum(len(shard.image_ids) for shard in shards)
+
+        def advance_all(num_images: int):
+            """The others are about as fast."""
+            nonlocal num_left
+            num_shown = min(num_images * state.num_processes, num_left)
+            num_left -= num_shown
+            advance(num_shown)
+
+        error = None
+        try:
+            write_shards(own, self.converter, on_error, 1, advance_all)
+        except (ValueError, OSError) as raised:
+            error = str(raised)
+        errors = [message for message in gather_object([error]) if message is not None]
+        if errors:
+            raise ValueError(errors[0])
+
+
+def make_plan(args: argparse.Namespace) -> ExtractionPlan:
+    pictures, dataset = load_pictures(args)
+    extractor = load_extractor(args, torch.device(args.device) if args.device else PartialState().device)
+    source = PictureSource(
+        pictures, dataset, extractor, args.batch_size, AUTOCAST_DTYPES.get(args.mixed_precision), args.thumbnails
+    )
+    settings = {
+        "source": [Path(name).resolve().name for name in args.source],
+        "source_format": source.format_name,
+        "source_fingerprint": source.fingerprint(),
+    }
+    names = ("source_split", "dataset_config_name", "image_column", "image_id_column", "detector", "detector_revision")
+    names += ("backbone", "grids", "min_regions", "max_regions", "min_score", "class_probs", "thumbnails")
+    names += ("batch_size", "mixed_precision", "rows_per_shard")
+    settings |= {name: getattr(args, name) for name in names if getattr(args, name) not in (None, False)}
+    return ExtractionPlan(
+        source=source,
+        converter=Converter(source),
+        image_ids=source.image_ids,
+        missing={},
+        texts={},
+        not_in_source={},
+        settings=settings,
+    )
+
+
+def main():
+    parser, args = parse_args()
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    if not accelerator.is_main_process:
+        make_plan(args).help_writing(args)
+        return
+    try:
+        plan = make_plan(args)
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    try:
+        run(parser, args, lambda args: plan)
+    finally:
+        plan.tell_others(None)
+
+
+if __name__ == "__main__":
+    main()

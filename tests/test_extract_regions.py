@@ -1,0 +1,221 @@
+"""From pictures to a region dataset as a user runs it, with a tiny random detector."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetBackbone, ResNetConfig
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+import extract_regions
+from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor, load_region_dataset
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRIPT = REPOSITORY / "examples" / "extract_regions.py"
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    torch.manual_seed(0)
+    config = FasterRCNNConfig(
+        depth=50,
+        stem_channels=4,
+        res2_channels=4,
+        width_per_group=2,
+        rpn_channels=4,
+        num_classes=7,
+        num_attributes=3,
+        min_regions=2,
+        max_regions=5,
+        post_nms_top_k=10,
+        pooler_size=4,
+    )
+    FasterRCNNForRegionFeatures(config).save_pretrained(folder)
+    FasterRCNNImageProcessor(shortest_edge=48, longest_edge=64).save_pretrained(folder)
+    return folder
+
+
+def draw(number: int) -> Image.Image:
+    rng = np.random.default_rng(number)
+    return Image.fromarray(rng.integers(0, 256, (rng.integers(30, 60), rng.integers(30, 60), 3), dtype=np.uint8))
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    for number in range(count):
+        path = folder / f"{number % 3}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draw(number).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("pictures") / "photographs", 13)
+
+
+def extract(*arguments, monkeypatch=None):
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(sys, "argv", ["extract_regions.py", *map(str, arguments), "--device", "cpu"])
+        extract_regions.main()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_of_pictures(photographs, detector, tmp_path, capsys):
+    options = ["--rows_per_shard", 5, "--batch_size", 2, "--thumbnails", 20, "--class_probs"]
+    extract(photographs, tmp_path / "out", "--detector", detector, *options)
+    assert "images written" in capsys.readouterr().out
+    regions = load_region_dataset(tmp_path / "out", "train")
+    assert regions.image_ids == sorted(f"{number % 3}/{number:03d}" for number in range(13))
+    model = FasterRCNNForRegionFeatures.from_pretrained(detector)
+    image_processor = FasterRCNNImageProcessor.from_pretrained(detector)
+    for row in (0, 7, 12):
+        number = int(regions.image_ids[row].split("/")[1])
+        picture = draw(number)
+        with torch.inference_mode():
+            (expected,) = model(**image_processor(picture), output_class_probs=True).regions
+        record = regions[row]
+        assert (record["width"], record["height"]) == picture.size
+        # In a batch the picture may be padded, which a detector sees at the edges.
+        assert abs(len(record["boxes"]) - len(expected["boxes"])) <= 3 and record["class_probs"].shape[1] == 8
+        thumbnail = regions.dataset[row]["image"]
+        assert max(thumbnail.size) == 20
+    assert regions.dataset.features["attribute_ids"] == datasets.List(datasets.Value("int32"))
+    assert len(list((tmp_path / "out" / "data").iterdir())) == 3
+    # One by one, there is no padding.
+    extract(photographs, tmp_path / "single", "--detector", detector, "--batch_size", 1)
+    regions = load_region_dataset(tmp_path / "single", "train")
+    for row in range(13):
+        with torch.inference_mode():
+            (expected,) = model(**image_processor(draw(int(regions.image_ids[row].split("/")[1])))).regions
+        np.testing.assert_allclose(regions[row]["boxes"], expected["boxes"], atol=1e-3)
+        np.testing.assert_allclose(regions[row]["features"], expected["features"], atol=1e-2)
+
+
+def test_pictures_that_cannot_be_read_are_reported(photographs, detector, tmp_path, capsys):
+    folder = write_pictures(tmp_path / "photographs", 4)
+    (folder / "0" / "000.png").write_bytes(b"no picture")
+    (folder / "1" / "001.png").write_bytes((folder / "1" / "001.png").read_bytes()[:100])
+    (folder / "notes.doc").write_text("not looked at")
+    extract(folder, tmp_path / "out", "--detector", detector)
+    report = json.loads((tmp_path / "out" / "conversion_report.json").read_text())["train"]
+    assert set(report["missing"]["damaged"]) == {"0/000", "1/001"}
+    assert all(str(tmp_path) not in message for message in report["missing"]["damaged"].values())
+    assert load_region_dataset(tmp_path / "out", "train").image_ids == ["0/003", "2/002"]
+    with pytest.raises(SystemExit):
+        extract(folder, tmp_path / "strict", "--detector", detector, "--on_error", "raise")
+    assert "image_id 0/000: expected a picture" in capsys.readouterr().err
+
+
+def test_lists_and_datasets_of_pictures(photographs, detector, tmp_path):
+    (tmp_path / "list.txt").write_text(
+        f"{photographs / '1' / '001.png'}\n\n{photographs / '0' / '003.png'}\nnowhere.png\n"
+    )
+    extract(tmp_path / "list.txt", tmp_path / "listed", "--detector", detector)
+    listed = load_region_dataset(tmp_path / "listed", "train")
+    assert [image_id.split("/")[-1] for image_id in listed.image_ids] == ["001", "003"]
+    rows = [{"photograph": draw(number), "name": f"n{number}"} for number in (1, 3)]
+    features = datasets.Features({"photograph": datasets.Image(), "name": datasets.Value("string")})
+    (tmp_path / "dataset").mkdir()
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "dataset" / "validation.parquet")
+    options = ["--image_column", "photograph", "--split", "validation", "--detector", detector]
+    extract(tmp_path / "dataset", tmp_path / "named", *options, "--image_id_column", "name")
+    extract(tmp_path / "dataset", tmp_path / "numbered", *options)
+    named = load_region_dataset(tmp_path / "named", "validation")
+    assert named.image_ids == ["n1", "n3"]
+    assert load_region_dataset(tmp_path / "numbered", "validation").image_ids == ["000000000", "000000001"]
+    for row in range(2):
+        np.testing.assert_allclose(named[row]["boxes"], listed[row]["boxes"], atol=1e-3)
+
+
+def test_windows(photographs, tmp_path):
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    ResNetBackbone(config).save_pretrained(tmp_path / "backbone")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "backbone")
+    options = ["--detector", "windows", "--backbone", tmp_path / "backbone", "--grids", 1, 3]
+    extract(photographs, tmp_path / "out", *options)
+    record = load_region_dataset(tmp_path / "out", "train")[4]
+    assert record["features"].shape == (10, 8) and "class_ids" not in record
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere", "--detector", "DETECTOR"], "There is no file, folder or dataset nowhere"),
+        (
+            ["PICTURES", "--detector", "windows"],
+            "--backbone: expected a checkpoint for the features of windows, got none",
+        ),
+        (["PICTURES", "--detector", "DETECTOR", "--backbone", "b"], "this detector gives features itself"),
+        (["EMPTY", "--detector", "DETECTOR"], "No pictures"),
+        (["PICTURES", "--detector", "DETECTOR", "--num_proc", "2"], "expected `accelerate launch`"),
+    ],
+)
+def test_bad_arguments(arguments, message, photographs, detector, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    places = {"PICTURES": photographs, "DETECTOR": detector, "EMPTY": tmp_path / "empty"}
+    source, *options = [places.get(argument, argument) for argument in arguments]
+    with pytest.raises(SystemExit) as ended:
+        extract(source, tmp_path / "out", *options)
+    assert ended.value.code != 0 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_share_the_pictures(photographs, detector, tmp_path):
+    options = ["--detector", str(detector), "--rows_per_shard", "2", "--batch_size", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--main_process_port", "0", str(SCRIPT), str(photographs)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    for _ in range(2):  # the second time there is nothing to do
+        result = subprocess.run(
+            [*command, str(tmp_path / "two"), *options], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+    extract(photographs, tmp_path / "one", *options)
+    two, one = (load_region_dataset(tmp_path / name, "train") for name in ("two", "one"))
+    assert two.image_ids == one.image_ids
+    for row in range(13):
+        np.testing.assert_allclose(two[row]["features"], one[row]["features"], atol=1e-2)
+
+
+@pytest.mark.slow
+def test_killed_three_times_it_ends_with_the_same_dataset(detector, tmp_path):
+    folder = write_pictures(tmp_path / "photographs", 200)
+    options = ["--detector", str(detector), "--rows_per_shard", "20", "--batch_size", "4", "--device", "cpu"]
+    start = time.monotonic()
+    subprocess.run([sys.executable, str(SCRIPT), str(folder), str(tmp_path / "out"), *options], check=True)
+    seconds = time.monotonic() - start
+    (tmp_path / "killed").mkdir()
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(20):
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(folder), str(tmp_path / "killed" / "out"), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            # Most of the time is the start of the program.
+            process.wait(timeout=None if kills == 3 else seconds * rng.uniform(0.7, 0.95))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break
+    assert kills >= 1
+    assert contents(tmp_path / "killed" / "out") == contents(tmp_path / "out")
