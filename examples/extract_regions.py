@@ -20,7 +20,8 @@ Regions as VQA has them, and for the `soft_class` objective of pretraining, on s
         --detector org/bottom-up-attention --min_regions 10 --max_regions 100 --min_score 0.2 --class_probs \\
         --mixed_precision bf16 --batch_size 8 --push_to_hub
 
-The id of a picture is its path below the folder, without extension, or what `--image_id_column` says. Pictures that
+The id of a picture is its path below the folder, or as it stands in a list, without extension; of a dataset what
+`--image_id_column` says. Pictures that
 cannot be read are left out, and `conversion_report.json` says why. An extraction that was stopped goes on where it was
 when the same command is given again, and ends with the same rows, each picture once.
 """
@@ -289,7 +290,9 @@ def list_pictures(names: Sequence[str]) -> list[Picture]:
             pictures += [_picture(file, file.relative_to(path)) for file in files]
         elif path.suffix == ".txt" and path.is_file():
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            pictures += [_picture(path.parent / line, Path(line)) for line in lines if line]
+            # Where a picture lies on this machine is no part of its name.
+            names = {line: Path(line).name if Path(line).is_absolute() else line for line in lines if line}
+            pictures += [_picture(path.parent / line, Path(name)) for line, name in names.items()]
         elif path.is_file():
             pictures.append(_picture(path, Path(path.name)))
         else:
@@ -301,7 +304,7 @@ def list_pictures(names: Sequence[str]) -> list[Picture]:
 
 def _picture(path: Path, name: Path) -> Picture:
     stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else "missing"
-    return Picture(name.with_suffix("").as_posix().lstrip("/"), str(path), stamp)
+    return Picture(name.with_suffix("").as_posix(), str(path), stamp)
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], datasets.Dataset | None]:
@@ -440,6 +443,9 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
     names += ("backbone", "grids", "min_regions", "max_regions", "min_score", "class_probs", "thumbnails")
     names += ("batch_size", "mixed_precision", "rows_per_shard")
     settings |= {name: getattr(args, name) for name in names if getattr(args, name) not in (None, False)}
+    for name in ("detector", "backbone"):
+        if name in settings and Path(settings[name]).is_dir():
+            settings[name] = Path(settings[name]).resolve().name
     return ExtractionPlan(
         source=source,
         converter=Converter(source),

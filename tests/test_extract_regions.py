@@ -125,7 +125,11 @@ def test_lists_and_datasets_of_pictures(photographs, detector, tmp_path):
     )
     extract(tmp_path / "list.txt", tmp_path / "listed", "--detector", detector)
     listed = load_region_dataset(tmp_path / "listed", "train")
-    assert [image_id.split("/")[-1] for image_id in listed.image_ids] == ["001", "003"]
+    assert listed.image_ids == ["001", "003"]
+    report = json.loads((tmp_path / "listed" / "conversion_report.json").read_text())["train"]
+    assert set(report["missing"]["damaged"]) == {"nowhere"}
+    assert report["settings"]["detector"] == detector.name
+    assert str(tmp_path) not in json.dumps(report)
     rows = [{"photograph": draw(number), "name": f"n{number}"} for number in (1, 3)]
     features = datasets.Features({"photograph": datasets.Image(), "name": datasets.Value("string")})
     (tmp_path / "dataset").mkdir()
