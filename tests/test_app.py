@@ -22,7 +22,7 @@ from app import Demo, DemoArguments
 from configuration_interbert import InterBERTConfig
 from generate_scenes import REGION_FEATURE_SIZE, write_scenes
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForPreTraining, InterBERTForVQA
-from processing import InterBERTProcessor, RegionDataset
+from processing import InterBERTProcessor, RegionDataset, load_region_dataset
 from push_space import write_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -211,7 +211,19 @@ def wait_for(address: tuple[str, int], process: subprocess.Popen, log: Path, sec
 
 
 @pytest.fixture(scope="module")
-def page_of(folder):
+def bare_scenes(folder) -> Path:
+    """The scenes, the last of them without regions."""
+    dataset = load_region_dataset(folder / "scenes", "test").dataset
+    rows = dataset.to_list()
+    for name in ("boxes", "features", "class_ids", "class_scores"):
+        rows[-1][name] = []
+    (folder / "bare").mkdir()
+    type(dataset).from_list(rows, features=dataset.features).to_parquet(folder / "bare" / "test.parquet")
+    return folder / "bare"
+
+
+@pytest.fixture(scope="module")
+def page_of(folder, bare_scenes):
     """Serves the app from a script, and opens it in a browser."""
     if CHROMIUM is None:
         pytest.skip("needs Debian's package chromium")
@@ -220,7 +232,7 @@ def page_of(folder):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    arguments = make_arguments(folder, port=port)
+    arguments = make_arguments(folder, dataset_name=str(bare_scenes), port=port)
     command = [sys.executable, str(REPOSITORY / "examples" / "app.py")]
     command += [
         word for name, value in vars(arguments).items() if value is not None for word in (f"--{name}", str(value))
@@ -259,16 +271,16 @@ def check_message(page, message: str):
     toast.wait_for(state="detached")
 
 
-def test_page_in_a_browser(page_of, demo, tmp_path, request):
-    page = page_of
+def test_page_in_a_browser(page_of, folder, bare_scenes, tmp_path, request):
+    page, demo = page_of, Demo(make_arguments(folder, dataset_name=str(bare_scenes)))
     screenshots = Path(request.config.getoption("--basetemp") or tmp_path)
 
     page.get_by_label("Text").fill("a red circle")
     page.get_by_label("number input for Match score above").fill("0")
     press(page, "Search")
-    page.get_by_text("12 of 12 images match with a score above 0").wait_for()
+    page.get_by_text("11 of 11 images match with a score above 0").wait_for()
     pictures = page.locator(".grid-container button")
-    assert pictures.count() == 12
+    assert pictures.count() == 11
     best = demo.search("a red circle", 0, 12)[0]
     assert best[1][0] in pictures.nth(1).inner_text()
     pictures.nth(1).click()  # chooses it
@@ -319,6 +331,20 @@ def test_page_in_a_browser(page_of, demo, tmp_path, request):
     open_tab(page, "Words and regions")
     figure.wait_for(state="detached")
     assert page.get_by_label("Caption").first.input_value() == demo.caption(best[2][0])
+
+    # An image that the detector found nothing in.
+    image = page.get_by_label("Image", exact=True).first
+    image.fill("test-000011")
+    image.press("Enter")
+    open_tab(page, "Question")
+    page.get_by_label("Question").last.fill("what colour is the circle")
+    press(page, "Ask")
+    check_message(page, "The detector found nothing in image test-000011")
+    image.fill(best[1][0])
+    image.press("Enter")
+    press(page, "Ask")
+    answers.wait_for()
+    assert answers.inner_text().strip() == next(iter(expected))
 
 
 # ---------------------------------------------------------------- the Space
