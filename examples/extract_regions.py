@@ -49,7 +49,7 @@ from transformers import (
 )
 
 from convert_regions import Plan, add_output_arguments, check_output_args, check_positive, run
-from pictures import UNREADABLE
+from pictures import UNREADABLE, encode_thumbnail
 from processing import FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_extractors import (
     BackboneFeatures,
@@ -60,13 +60,13 @@ from processing.region_extractors import (
 )
 from processing.region_formats import RegionFormatError
 from region_conversion import Converter, DatasetFolder, Shard, write_shards
+from retrieval_evaluation import AUTOCAST_DTYPES
 
 # An extraction that was stopped has lost at most so many pictures of each process.
 ROWS_PER_SHARD = 500
 # Pictures that are read ahead, in batches: those of similar shape go together.
 BATCHES_AHEAD = 8
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # ---------------------------------------------------------------- arguments
@@ -106,7 +106,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     output.add_argument("--split", help="Split to write, beside those that are there. By default train.")
     output.add_argument("--batch_size", type=int, default=4, help="Pictures that the detector sees at a time.")
     output.add_argument("--device", help="Such as cuda:1 or cpu; by default that of the process.")
-    output.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="Of the detector.")
+    output.add_argument("--mixed_precision", choices=list(AUTOCAST_DTYPES), default="no", help="Of the detector.")
     output.add_argument(
         "--on_error",
         choices=["raise", "skip"],
@@ -239,10 +239,11 @@ class PictureSource:
             with self._autocast():
                 records = self.extractor([opened[image_id] for image_id in batch])
             for image_id, record in zip(batch, records, strict=True):
-                thumbnail = (
-                    {} if self.thumbnail_size is None else {"image": self._thumbnail(image_id, opened[image_id])}
-                )
-                yield image_id, {"image_id": image_id, **record, **thumbnail}
+                record = {"image_id": image_id, **record}
+                if self.thumbnail_size is not None:
+                    thumbnail = encode_thumbnail(opened[image_id], self.thumbnail_size)
+                    record["image"] = {"bytes": thumbnail, "path": f"{Path(image_id).name}.jpg"}
+                yield image_id, record
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.autocast_dtype is None:
@@ -258,13 +259,6 @@ class PictureSource:
             file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
         with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-
-    def _thumbnail(self, image_id: str, picture: Image.Image) -> dict[str, Any]:
-        picture = picture.copy()
-        picture.thumbnail((self.thumbnail_size, self.thumbnail_size))
-        file = io.BytesIO()
-        picture.save(file, format="JPEG", quality=85)
-        return {"bytes": file.getvalue(), "path": f"{Path(image_id).name}.jpg"}
 
 
 def _reason(error: Exception) -> str:
@@ -289,10 +283,11 @@ def list_pictures(names: Sequence[str]) -> list[Picture]:
             files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
             pictures += [_picture(file, file.relative_to(path)) for file in files]
         elif path.suffix == ".txt" and path.is_file():
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [Path(line.strip()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             # Where a picture lies on this machine is no part of its name.
-            names = {line: Path(line).name if Path(line).is_absolute() else line for line in lines if line}
-            pictures += [_picture(path.parent / line, Path(name)) for line, name in names.items()]
+            pictures += [
+                _picture(path.parent / line, Path(line.name) if line.is_absolute() else line) for line in lines
+            ]
         elif path.is_file():
             pictures.append(_picture(path, Path(path.name)))
         else:
@@ -432,7 +427,7 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
     pictures, dataset = load_pictures(args)
     extractor = load_extractor(args, torch.device(args.device) if args.device else PartialState().device)
     source = PictureSource(
-        pictures, dataset, extractor, args.batch_size, AUTOCAST_DTYPES.get(args.mixed_precision), args.thumbnails
+        pictures, dataset, extractor, args.batch_size, AUTOCAST_DTYPES[args.mixed_precision], args.thumbnails
     )
     settings = {
         "source": [Path(name).resolve().name for name in args.source],
@@ -440,9 +435,11 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
         "source_fingerprint": source.fingerprint(),
     }
     names = ("source_split", "dataset_config_name", "image_column", "image_id_column", "detector", "detector_revision")
-    names += ("backbone", "grids", "min_regions", "max_regions", "min_score", "class_probs", "thumbnails")
+    names += ("backbone", "min_regions", "max_regions", "min_score", "class_probs", "thumbnails")
     names += ("batch_size", "mixed_precision", "rows_per_shard")
     settings |= {name: getattr(args, name) for name in names if getattr(args, name) not in (None, False)}
+    if args.detector == "windows":
+        settings["grids"] = args.grids
     for name in ("detector", "backbone"):
         if name in settings and Path(settings[name]).is_dir():
             settings[name] = Path(settings[name]).resolve().name

@@ -1,6 +1,7 @@
 """The pictures that regions were found in, for the scripts that show them."""
 
 import glob
+import io
 from pathlib import Path
 
 import datasets
@@ -26,6 +27,15 @@ def open_picture(image_dir: str, image_id: str) -> Image.Image:
     if not paths:
         raise ValueError(f"`--image_dir` must hold a picture named {image_id} or {image_id}.*, got {image_dir}.")
     return Image.open(paths[0]).convert("RGB")
+
+
+def encode_thumbnail(picture: Image.Image, size: int) -> bytes:
+    """A JPEG file of the picture, at most `size` pixels high and wide."""
+    picture = picture.copy()
+    picture.thumbnail((size, size))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=85)
+    return file.getvalue()
 
 
 class Pictures:

@@ -49,7 +49,7 @@ from arguments import parse_arguments
 from files import write_json_lines, write_text
 from model_loading import ModelArguments, load_model
 from modeling_interbert import ImageMatch, InterBERTForImageRetrieval, InterBERTRetriever
-from pictures import UNREADABLE, Pictures
+from pictures import UNREADABLE, Pictures, encode_thumbnail
 from processing import RegionDataset, load_region_dataset
 from retrieval_evaluation import AUTOCAST_DTYPES
 from training import set_up_logging
@@ -228,10 +228,7 @@ class Thumbnails:
             return None
         if picture is None:
             return None
-        picture.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        file = io.BytesIO()
-        picture.save(file, format="JPEG", quality=85)
-        return base64.b64encode(file.getvalue()).decode()
+        return base64.b64encode(encode_thumbnail(picture, THUMBNAIL_SIZE)).decode()
 
 
 def write_contact_sheet(

@@ -121,13 +121,12 @@ class FasterRCNNConfig(PreTrainedConfig):
         From the configuration of the published checkpoint.
 
         Args:
-            values: Sections of names and values, of `config.yaml` or `config.json`, in upper or lower case.
+            values: Sections of names and values, of `config.yaml` or `config.json`, in lower case.
             kwargs: Values that take precedence.
 
         Raises:
             `ValueError`: a value is missing, or stands for an architecture that this model has not.
         """
-        values = _lower_keys(values)
 
         def read(section: str, name: str) -> Any:
             if name not in values.get(section, {}):
@@ -195,12 +194,6 @@ class FasterRCNNConfig(PreTrainedConfig):
         for name in ("rpn_box_weights", "box_weights"):
             if len(getattr(self, name)) != 4 or min(getattr(self, name)) <= 0:
                 raise ValueError(f"`{name}` must be four positive numbers, got {getattr(self, name)}.")
-
-
-def _lower_keys(values: Any) -> Any:
-    if not isinstance(values, dict):
-        return values
-    return {str(name).lower(): _lower_keys(value) for name, value in values.items()}
 
 
 FasterRCNNConfig.register_for_auto_class()

@@ -129,11 +129,8 @@ class FasterRCNNImageProcessor(BaseImageProcessor):
         Args:
             kwargs: Values that take precedence.
         """
-        values = {str(name).lower(): section for name, section in read_original_config(Path(folder)).items()}
-        model, sizes = (
-            {str(name).lower(): value for name, value in values.get(section, {}).items()}
-            for section in ("model", "input")
-        )
+        values = read_original_config(Path(folder))
+        model, sizes = values.get("model", {}), values.get("input", {})
         names = {"pixel_mean": "image_mean", "pixel_std": "image_std"}
         fields = {ours: model[name] for name, ours in names.items() if name in model}
         names = {"min_size_test": "shortest_edge", "max_size_test": "longest_edge"}

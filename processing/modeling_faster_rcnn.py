@@ -451,18 +451,24 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
         return model.eval()
 
 
+def _lower_keys(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {str(name).lower(): _lower_keys(value) for name, value in values.items()}
+
+
 def read_original_config(folder: Path) -> dict[str, Any]:
     """
-    The configuration of a published checkpoint.
+    The configuration of a published checkpoint, its keys in lower case.
 
     Raises:
         `ValueError`: there is none.
     """
     if (folder / "config.json").is_file():
-        return json.loads((folder / "config.json").read_text("utf-8"))
+        return _lower_keys(json.loads((folder / "config.json").read_text("utf-8")))
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder}: expected config.yaml or config.json, got neither.")
-    return safe_load((folder / "config.yaml").read_text("utf-8"))
+    return _lower_keys(safe_load((folder / "config.yaml").read_text("utf-8")))
 
 
 def _state_dict_problems(expected: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> Iterator[str]:

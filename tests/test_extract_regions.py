@@ -163,7 +163,7 @@ def test_windows(photographs, tmp_path):
             "--backbone: expected a checkpoint for the features of windows, got none",
         ),
         (["PICTURES", "--detector", "DETECTOR", "--backbone", "b"], "this detector gives features itself"),
-        (["EMPTY", "--detector", "DETECTOR"], "No pictures"),
+        (["EMPTY", "--detector", "DETECTOR"], "No pictures (.bmp, .gif"),
         (["PICTURES", "--detector", "DETECTOR", "--num_proc", "2"], "expected `accelerate launch`"),
     ],
 )
