@@ -67,6 +67,8 @@ class FasterRCNNConfig(PreTrainedConfig):
             How many regions of an image are wanted, at least and at most.
         min_score (`float`, *optional*, defaults to 0.0):
             Regions whose score is not above it are left out, as long as `min_regions` remain.
+        num_sampled_proposals (`int`, *optional*, defaults to 128):
+            Proposals of each image that are learned of, at most.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: a value of the wrong type, or out of range.
@@ -100,6 +102,7 @@ class FasterRCNNConfig(PreTrainedConfig):
     min_regions: int = 36
     max_regions: int = 36
     min_score: float | int = 0.0
+    num_sampled_proposals: int = 128
 
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
@@ -177,7 +180,7 @@ class FasterRCNNConfig(PreTrainedConfig):
         """Refuses values that cannot work (called at construction and when saving)."""
         for name in (
             *("stem_channels", "res2_channels", "num_groups", "width_per_group", "rpn_channels", "pre_nms_top_k"),
-            *("post_nms_top_k", "pooler_size", "num_classes", "max_regions"),
+            *("post_nms_top_k", "pooler_size", "num_classes", "max_regions", "num_sampled_proposals"),
         ):
             if not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")

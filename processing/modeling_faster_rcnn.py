@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.utils import ModelOutput
 from yaml import safe_load
 
 from .configuration_faster_rcnn import FasterRCNNConfig
+from .losses_faster_rcnn import (
+    IGNORED,
+    attribute_loss,
+    box_loss,
+    class_loss,
+    match_boxes,
+    objectness_loss,
+    proposal_box_loss,
+    read_labels,
+    sample_matches,
+)
 from .region_operators import non_maximum_suppression, roi_pool
 
 STRIDE = 16  # of the map that regions are proposed and pooled on, in pixels
@@ -27,15 +39,22 @@ STRIDE = 16  # of the map that regions are proposed and pooled on, in pixels
 MAX_LOG_SCALE = math.log(1000 / 16)
 # Regions that are pooled and go through the fourth stage at a time: at full size 200 MB of pooled cells.
 REGIONS_AT_A_TIME = 256
+# What is learned of each image: at most so many anchors, of which at most this share are on objects; and the share of
+# the configuration's `num_sampled_proposals` that are (Ren et al. 2015; Girshick 2015).
+NUM_SAMPLED_ANCHORS = 256
+FOREGROUND_ANCHORS = 0.5
+FOREGROUND_PROPOSALS = 0.25
 
 
 @dataclass
 class FasterRCNNOutput(ModelOutput):
     """
     Args:
-        regions (`list[dict[str, Any]]`):
-            One record for each image, as [`InterBERTProcessor`] takes it, the highest score first; values are tensors
-            on the model's device:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            The sum of the losses below, with `labels`.
+        regions (`list[dict[str, Any]]`, *optional*):
+            Without `labels` one record for each image, as [`InterBERTProcessor`] takes it, the highest score first;
+            values are tensors on the model's device:
 
             - `features`: float of shape `(regions, region_feature_size)`.
             - `boxes`: float32 of shape `(regions, 4)`, x1, y1, x2, y2 in pixels of the original image.
@@ -50,12 +69,24 @@ class FasterRCNNOutput(ModelOutput):
             Of each image `(proposals, 4)` in pixels of the resized image, with `output_proposals=True`, best first.
         proposal_logits (`list[torch.FloatTensor]`, *optional*):
             Of each image `(proposals,)`, with `output_proposals=True`.
+        objectness_loss, proposal_box_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Of the region proposal network: whether anchors hold an object, and where it is.
+        class_loss, box_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Of regions: of what class they are, and where the object is.
+        attribute_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Of the regions' attributes, where the model has them and the labels do.
     """
 
+    loss: torch.FloatTensor | None = None
     regions: list[dict[str, Any]] | None = None
     feature_map: torch.FloatTensor | None = None
     proposals: list[torch.FloatTensor] | None = None
     proposal_logits: list[torch.FloatTensor] | None = None
+    objectness_loss: torch.FloatTensor | None = None
+    proposal_box_loss: torch.FloatTensor | None = None
+    class_loss: torch.FloatTensor | None = None
+    box_loss: torch.FloatTensor | None = None
+    attribute_loss: torch.FloatTensor | None = None
 
 
 class ConvNorm(nn.Conv2d):
@@ -158,19 +189,29 @@ def clip_boxes(boxes: torch.Tensor, image_size: torch.Tensor) -> torch.Tensor:
     )
 
 
+class CellAnchors(nn.Module):
+    def __init__(self, config: FasterRCNNConfig):
+        super().__init__()
+        self.config = config
+        # Under the name that it has in published checkpoints.
+        self.register_buffer("0", self.make())
+
+    def make(self) -> torch.Tensor:
+        """float32 `(anchors of a cell, 4)`: x1, y1, x2, y2 in pixels, around 0."""
+        anchors = []
+        for size in self.config.anchor_sizes:
+            for ratio in self.config.anchor_aspect_ratios:
+                width = math.sqrt(size**2 / ratio)
+                height = ratio * width
+                anchors.append([-width / 2, -height / 2, width / 2, height / 2])
+        return torch.tensor(anchors)
+
+
 class AnchorGenerator(nn.Module):
     def __init__(self, config: FasterRCNNConfig):
         super().__init__()
         self.offset = config.anchor_offset
-        anchors = []
-        for size in config.anchor_sizes:
-            for ratio in config.anchor_aspect_ratios:
-                width = math.sqrt(size**2 / ratio)
-                height = ratio * width
-                anchors.append([-width / 2, -height / 2, width / 2, height / 2])
-        # Under the name that it has in published checkpoints.
-        self.cell_anchors = nn.Module()
-        self.cell_anchors.register_buffer("0", torch.tensor(anchors))
+        self.cell_anchors = CellAnchors(config)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         """float32 `(height * width * anchors of a cell, 4)`: x1, y1, x2, y2 in pixels."""
@@ -193,6 +234,8 @@ class RPNHead(nn.Module):
         self.conv = nn.Conv2d(4 * config.res2_channels, config.rpn_channels, 3, padding=1)
         self.objectness_logits = nn.Conv2d(config.rpn_channels, num_anchors, 1)
         self.anchor_deltas = nn.Conv2d(config.rpn_channels, 4 * num_anchors, 1)
+        for layer in (self.conv, self.objectness_logits, self.anchor_deltas):
+            layer.initial_std = 0.01
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `(images, anchors)` and deltas `(images, anchors, 4)`, in the order of the anchor generator."""
@@ -215,9 +258,13 @@ class ProposalGenerator(nn.Module):
         self, feature_map: torch.Tensor, image_sizes: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Proposals `(n, 4)` and their logits `(n,)` of each image, the highest first."""
+        return self.select(self.anchor_generator(feature_map), *self.rpn_head(feature_map), image_sizes)
+
+    def select(
+        self, anchors: torch.Tensor, logits: torch.Tensor, deltas: torch.Tensor, image_sizes: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Proposals of what the head says of the anchors, and their logits."""
         config = self.config
-        anchors = self.anchor_generator(feature_map)
-        logits, deltas = self.rpn_head(feature_map)
         proposals, proposal_logits = [], []
         for image_logits, image_deltas, image_size in zip(logits.float(), deltas, image_sizes, strict=True):
             best = image_logits.argsort(descending=True, stable=True)[: config.pre_nms_top_k]
@@ -230,6 +277,54 @@ class ProposalGenerator(nn.Module):
             proposal_logits.append(scores[kept])
         return proposals, proposal_logits
 
+    def losses(
+        self,
+        anchors: torch.Tensor,
+        logits: torch.Tensor,
+        deltas: torch.Tensor,
+        image_sizes: torch.Tensor,
+        targets: list[dict[str, torch.Tensor]],
+    ) -> dict[str, torch.Tensor]:
+        """
+        `objectness_loss` and `proposal_box_loss` of anchors that are sampled from each image. Those that overlap a true
+        box by 0.7, or that overlap it most, are on objects, those below 0.3 on none (Ren et al. 2015, section 3.1.2).
+        """
+        matches = torch.full(logits.shape, IGNORED, device=logits.device)
+        centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+        for image_matches, target, image_size in zip(matches, targets, image_sizes, strict=True):
+            is_on_image = (centres < image_size.flip(0).to(centres)).all(dim=1)  # and not on its padding
+            image_matches[is_on_image] = match_boxes(anchors[is_on_image], target["boxes"], 0.7, 0.3, match_best=True)
+        sampled = [sample_matches(image_matches, NUM_SAMPLED_ANCHORS, FOREGROUND_ANCHORS) for image_matches in matches]
+        images = _image_indices(sampled)
+        sampled = torch.cat(sampled)
+        matches = matches[images, sampled]
+        is_object = matches >= 0
+        return {
+            "objectness_loss": objectness_loss(logits[images, sampled], matches),
+            "proposal_box_loss": proposal_box_loss(
+                deltas[images, sampled][is_object],
+                anchors[sampled][is_object],
+                _of_matches(targets, "boxes", images[is_object], matches[is_object]),
+                self.config.rpn_box_weights,
+                num_samples=len(sampled),
+            ),
+        }
+
+
+def _image_indices(values: list[torch.Tensor]) -> torch.Tensor:
+    """The number of its image for everything that images have: int64 `(values of all images,)`."""
+    counts = torch.tensor([len(of_image) for of_image in values], device=values[0].device)
+    return torch.arange(len(values), device=values[0].device).repeat_interleave(counts)
+
+
+def _of_matches(
+    targets: list[dict[str, torch.Tensor]], name: str, images: torch.Tensor, matches: torch.Tensor
+) -> torch.Tensor:
+    """What the true boxes numbered `matches` of `images` have."""
+    values = [target[name] for target in targets]
+    starts = torch.tensor([0] + [len(of_image) for of_image in values[:-1]], device=matches.device).cumsum(0)
+    return torch.cat(values)[starts[images] + matches]
+
 
 class BoxPredictor(nn.Module):
     """Classes, boxes and attributes of regions."""
@@ -239,6 +334,7 @@ class BoxPredictor(nn.Module):
         size = config.region_feature_size
         self.cls_score = nn.Linear(size, config.num_classes + 1)
         self.bbox_pred = nn.Linear(size, 4 * (1 if config.class_agnostic_boxes else config.num_classes))
+        self.cls_score.initial_std, self.bbox_pred.initial_std = 0.01, 0.001
         self.has_attributes = config.num_attributes > 0
         if self.has_attributes:
             self.cls_embedding = nn.Embedding(config.num_classes + 1, size // 8)
@@ -249,9 +345,9 @@ class BoxPredictor(nn.Module):
         """Class logits `(n, num_classes + 1)`, the background last, and deltas `(n, num_classes or 1, 4)`."""
         return self.cls_score(features), self.bbox_pred(features).unflatten(1, (-1, 4))
 
-    def attribute_logits(self, features: torch.Tensor, class_logits: torch.Tensor) -> torch.Tensor:
-        """`(n, num_attributes + 1)`, the background last. They depend on the likeliest class, background included."""
-        embedded = self.cls_embedding(class_logits.argmax(dim=1))
+    def attribute_logits(self, features: torch.Tensor, class_ids: torch.Tensor) -> torch.Tensor:
+        """`(n, num_attributes + 1)`, the background last. They depend on the class, which may be background, too."""
+        embedded = self.cls_embedding(class_ids)
         return self.attr_score(self.fc_attr(torch.cat([features, embedded], dim=1)).relu())
 
 
@@ -267,15 +363,55 @@ class RegionHeads(nn.Module):
 
     def extract(self, feature_map: torch.Tensor, proposals: list[torch.Tensor]) -> torch.Tensor:
         """The features of all proposals, image by image: `(proposals, region_feature_size)`."""
-        counts = torch.tensor([len(boxes) for boxes in proposals], device=feature_map.device)
-        image_indices = torch.arange(len(proposals), device=feature_map.device).repeat_interleave(counts)
+        image_indices, boxes = _image_indices(proposals), torch.cat(proposals)
         parts = [feature_map.new_zeros(0, self.config.region_feature_size)]
-        for boxes, images in zip(
-            torch.cat(proposals).split(REGIONS_AT_A_TIME), image_indices.split(REGIONS_AT_A_TIME), strict=True
-        ):
-            pooled = roi_pool(feature_map, boxes, images, self.config.pooler_size, 1 / STRIDE)
+        # In training, batch norm is of all regions.
+        at_a_time = max(len(boxes), 1) if self.training else REGIONS_AT_A_TIME
+        for part, images in zip(boxes.split(at_a_time), image_indices.split(at_a_time), strict=True):
+            pooled = roi_pool(feature_map, part, images, self.config.pooler_size, 1 / STRIDE)
             parts.append(self.res5(pooled).mean(dim=(2, 3)))
         return torch.cat(parts)
+
+    def losses(
+        self, feature_map: torch.Tensor, proposals: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """
+        `class_loss`, `box_loss` and, where the targets have attributes, `attribute_loss` of proposals that are sampled
+        from each image. Those that overlap a true box by 0.5 are of its class (Girshick 2015, section 2.3). The true
+        boxes are among them: at first, few proposals are good.
+        """
+        config = self.config
+        all_boxes, all_matches = [], []
+        for boxes, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([boxes, target["boxes"]])
+            matches = match_boxes(boxes, target["boxes"], 0.5, 0.5)
+            sampled = sample_matches(matches, config.num_sampled_proposals, FOREGROUND_PROPOSALS)
+            all_boxes.append(boxes[sampled])
+            all_matches.append(matches[sampled])
+        features = self.extract(feature_map, all_boxes)
+        class_logits, deltas = self.box_predictor(features)
+
+        images, matches = _image_indices(all_boxes), torch.cat(all_matches)
+        is_object = matches >= 0
+        images, matches = images[is_object], matches[is_object]
+        true_classes = _of_matches(targets, "class_ids", images, matches)
+        class_ids = torch.full_like(is_object, config.num_classes, dtype=torch.long)  # the background
+        class_ids[is_object] = true_classes
+        losses = {
+            "class_loss": class_loss(class_logits, class_ids),
+            "box_loss": box_loss(
+                deltas[is_object],
+                true_classes,
+                torch.cat(all_boxes)[is_object],
+                _of_matches(targets, "boxes", images, matches),
+                config.box_weights,
+                num_samples=len(is_object),
+            ),
+        }
+        if all("attribute_ids" in target for target in targets):
+            logits = self.box_predictor.attribute_logits(features[is_object], true_classes)
+            losses["attribute_loss"] = attribute_loss(logits, _of_matches(targets, "attribute_ids", images, matches))
+        return losses
 
 
 class FasterRCNNForRegionFeatures(PreTrainedModel):
@@ -303,6 +439,16 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
         self.roi_heads = RegionHeads(config)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, ConvNorm):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, CellAnchors):
+            init.copy_(module.get_buffer("0"), module.make())
+        elif hasattr(module, "initial_std"):
+            init.normal_(module.weight, std=module.initial_std)
+
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -314,6 +460,7 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
         output_class_probs: bool = False,
         output_feature_map: bool = False,
         output_proposals: bool = False,
+        labels: Sequence[Mapping[str, Any]] | None = None,
     ) -> FasterRCNNOutput:
         r"""
         Args:
@@ -329,9 +476,19 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
                 Other than those of the configuration.
             output_class_probs, output_feature_map, output_proposals (`bool`, *optional*, defaults to `False`):
                 What is given out beside.
+            labels (`Sequence[Mapping[str, Any]]`, *optional*):
+                What is true of each picture, in a record like those that are given out; further keys are ignored. With
+                them the losses are computed, and the regions are not. In training mode, batch norm is of the images of
+                the batch, of which there should be several.
+
+                - `boxes`: float of shape `(n, 4)`, x1, y1, x2, y2 in pixels of the original picture; n may be 0.
+                - `class_ids`: integers of shape `(n,)`, counted without background.
+                - `attribute_ids`, *optional*: integers of shape `(n,)`, -1 for none. All records have them, or
+                  nothing is learned of attributes.
 
         Raises:
-            `ValueError`: an input has another shape, or a size is larger than `pixel_values`.
+            `ValueError`: an input has another shape, a size is larger than `pixel_values`, or a label is not of its
+                picture or its classes.
         """
         image_sizes, original_sizes = self._check_sizes(pixel_values, image_sizes, original_sizes)
         min_regions = self.config.min_regions if min_regions is None else min_regions
@@ -340,8 +497,24 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
         if not 0 <= min_regions <= max_regions or max_regions < 1:
             raise ValueError(f"Expected 0 <= `min_regions` <= `max_regions`, got {min_regions} and {max_regions}.")
 
+        if labels is not None:
+            sizes = image_sizes.to(self.device), original_sizes.to(self.device)
+            labels = read_labels(labels, *sizes, self.config.num_classes, self.config.num_attributes)
+
         feature_map = self.backbone(pixel_values.to(self.dtype))
-        proposals, proposal_logits = self.proposal_generator(feature_map, image_sizes)
+        anchors = self.proposal_generator.anchor_generator(feature_map)
+        logits, deltas = self.proposal_generator.rpn_head(feature_map)
+        with torch.no_grad():  # Proposals are where they are: what is learned of them moves the features.
+            proposals, proposal_logits = self.proposal_generator.select(anchors, logits, deltas, image_sizes)
+        asked_for = {
+            "feature_map": feature_map if output_feature_map else None,
+            "proposals": proposals if output_proposals else None,
+            "proposal_logits": proposal_logits if output_proposals else None,
+        }
+        if labels is not None:
+            losses = self.proposal_generator.losses(anchors, logits, deltas, image_sizes, labels)
+            losses |= self.roi_heads.losses(feature_map, proposals, labels)
+            return FasterRCNNOutput(loss=sum(losses.values()), **asked_for, **losses)
         features = self.roi_heads.extract(feature_map, proposals)
         regions = [
             self._select_regions(*values, (min_regions, max_regions, min_score), output_class_probs)
@@ -349,12 +522,7 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
                 features.split([len(boxes) for boxes in proposals]), proposals, image_sizes, original_sizes, strict=True
             )
         ]
-        return FasterRCNNOutput(
-            regions=regions,
-            feature_map=feature_map if output_feature_map else None,
-            proposals=proposals if output_proposals else None,
-            proposal_logits=proposal_logits if output_proposals else None,
-        )
+        return FasterRCNNOutput(regions=regions, **asked_for)
 
     def _check_sizes(
         self,
@@ -420,7 +588,8 @@ class FasterRCNNForRegionFeatures(PreTrainedModel):
             "class_scores": scores[kept],
         }
         if predictor.has_attributes:
-            logits = predictor.attribute_logits(features[kept], class_logits[kept])[:, :-1]
+            likeliest = class_logits[kept].argmax(dim=1)
+            logits = predictor.attribute_logits(features[kept], likeliest)[:, :-1]
             record["attribute_scores"], record["attribute_ids"] = logits.float().softmax(dim=1).max(dim=1)
         if output_class_probs:
             record["class_probs"] = probabilities[kept].roll(1, dims=1)  # the background from the end to the front

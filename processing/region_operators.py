@@ -94,6 +94,8 @@ def roi_pool(
         return torchvision_operators().roi_pool(
             features, _with_images(boxes, image_indices), output_size, spatial_scale
         )
+    if features.requires_grad and torch.is_grad_enabled():
+        return _roi_pool_with_gradients(features, boxes, image_indices, output_size, spatial_scale)
     height, width = features.shape[-2:]
     scaled = boxes * spatial_scale
     corners = torch.sign(scaled) * (scaled.abs() + 0.5).floor()  # half away from zero, unlike torch.round
@@ -102,6 +104,28 @@ def roi_pool(
     pooled = _range_maxima(features, image_indices, (row_starts, row_ends), (column_starts, column_ends))
     is_empty = (row_ends <= row_starts)[:, :, None] | (column_ends <= column_starts)[:, None, :]  # (n, bins, bins)
     return pooled.masked_fill_(is_empty[:, None], 0)
+
+
+def _roi_pool_with_gradients(
+    features: torch.Tensor, boxes: torch.Tensor, image_indices: torch.Tensor, output_size: int, spatial_scale: float
+) -> torch.Tensor:
+    """
+    As [`roi_pool`], and gradients go to the cell of each bin that has the maximum (Girshick 2015, section 2.3).
+
+    Cells are put in order; the one of the highest rank in a bin is the one that is pooled.
+    """
+    num_images, num_channels, height, width = features.shape
+    cells = features.permute(0, 2, 3, 1).flatten(0, 2)  # (images * height * width, channels)
+    order = cells.detach().argsort(dim=0)
+    numbers = torch.arange(1, len(cells) + 1, device=features.device)[:, None].expand_as(order)
+    ranks = torch.zeros_like(order).scatter_(0, order, numbers)
+    maps = ranks.view(num_images, height, width, num_channels).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        highest = roi_pool(maps, boxes, image_indices, output_size, spatial_scale).long()
+    highest = highest.permute(0, 2, 3, 1)  # (n, bins, bins, channels); 0 where a bin is outside the map
+    chosen = order.gather(0, (highest - 1).clamp(min=0).flatten(0, 2))
+    pooled = cells.gather(0, chosen).view(highest.shape).masked_fill(highest == 0, 0)
+    return pooled.permute(0, 3, 1, 2)
 
 
 def _with_images(boxes: torch.Tensor, image_indices: torch.Tensor) -> torch.Tensor:
