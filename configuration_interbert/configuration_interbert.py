@@ -131,6 +131,10 @@ class InterBERTConfig(PreTrainedConfig):
             class (cross-entropy) or the feature vector (mean squared error).
         vqa_head (`"mlp"` or `"linear"`, *optional*, defaults to `"mlp"`):
             Answer classifier on the fused vector: an MLP (paper) or one linear layer (the release's task checkpoint).
+        region_detector (`str` or `dict[str, Any]`, *optional*):
+            Where the regions that the model was trained on come from, so that photographs become such regions: the
+            checkpoint of a detector, or `{"name_or_path": ..., "revision": ...}` and what else `load_region_extractor`
+            of the processor's files takes, such as `min_regions`, `max_regions` and `min_score`.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
             Whether the word head's output matrix is the word embedding matrix.
 
@@ -168,11 +172,14 @@ class InterBERTConfig(PreTrainedConfig):
     region_embedding: Literal["linear", "mlp"] = "linear"
     region_objective: Literal["soft_class", "hard_class", "feature"] = "soft_class"
     vqa_head: Literal["mlp", "linear"] = "mlp"
+    region_detector: str | dict[str, Any] | None = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
         for name in DROPOUTS:  # 0 is a dropout too, and `update_from_string` goes by the type of the present value
             setattr(self, name, float(getattr(self, name)))
+        if isinstance(self.region_detector, str):
+            self.region_detector = {"name_or_path": self.region_detector}
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         kwargs["custom_pipelines"] = kwargs.get("custom_pipelines") or {}
         super().__post_init__(**kwargs)
@@ -253,6 +260,8 @@ class InterBERTConfig(PreTrainedConfig):
         for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.region_detector is not None and "name_or_path" not in self.region_detector:
+            raise ValueError(f"`region_detector` must have a `name_or_path`, got {self.region_detector}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
         if not 0 <= self.pad_token_id < self.vocab_size:

@@ -10,11 +10,13 @@ with a model that answers questions, and a region dataset whose pictures are in 
     python examples/app.py --model_name_or_path org/interbert-base --vqa_model_name_or_path org/interbert-base-vqa2 \\
         --dataset_name org/my-regions --split validation --image_dir photographs --index_dir index
 
-The embedded images are kept in `--index_dir`, if it is given, and need not be computed again at the next start.
-examples/push_space.py makes a Space of it on the Hub.
+The embedded images are kept in `--index_dir`, if it is given, and need not be computed again at the next start. Where
+the checkpoint names the detector of its regions, visitors may bring pictures of their own. examples/push_space.py makes
+a Space of it on the Hub.
 """
 
 import functools
+import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from typing import Any
 import gradio as gr
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -40,6 +42,8 @@ NUM_ANSWERS = 5
 NUM_WORDS = 5  # for each masked one
 NUM_BOXES = 3  # that a word looks at most
 NUM_LISTED_IMAGES = 200  # in the list to choose from; others may be typed
+NUM_OWN_PICTURES = 64  # of visitors, that are kept in memory
+LARGEST_SIDE = 1024  # of these, in pixels
 
 ABOUT = """
 # InterBERT
@@ -113,6 +117,7 @@ class Demo:
             raise ValueError("The demo needs pictures: expected a column `image` or `--image_dir`, got neither.")
         self.caption_column = args.caption_column if args.caption_column in self.regions.column_names else None
         self.rows = {image_id: row for row, image_id in enumerate(self.regions.image_ids)}
+        self.own_pictures: dict[str, tuple[Image.Image, dict[str, Any]]] = {}  # with regions, the latest one last
         self.model.to(self.device)
         self.retriever = InterBERTRetriever(self.model, self.processor, folder=args.index_dir, progress_bar=tqdm)
         self.retriever.index(self.regions)
@@ -131,19 +136,43 @@ class Demo:
 
     # ---------------------------------------------------------------- what is given
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether there is a detector for pictures that visitors bring."""
+        return self.processor.region_detector is not None
+
+    def add_picture(self, path: str) -> str:
+        """Finds the regions of a picture. Returns the image id that it has from now on."""
+        try:
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file).convert("RGB")
+        except UNREADABLE:
+            raise ValueError(f"{Path(path).name} is no picture that can be read.") from None
+        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        image_id = f"yours-{hashlib.sha256(picture.tobytes()).hexdigest()[:12]}"
+        if image_id not in self.own_pictures:
+            (record,) = self.processor.detect_regions([picture], device=self.device)
+            self.own_pictures[image_id] = picture, record
+            for oldest in list(self.own_pictures)[:-NUM_OWN_PICTURES]:
+                del self.own_pictures[oldest]
+        return image_id
+
     def row(self, image_id: str | None) -> int:
         if image_id not in self.rows:
             raise ValueError(f"There is no image {image_id!r}." if image_id else "Choose an image first.")
         return self.rows[image_id]
 
     def regions_of(self, image_id: str | None) -> dict[str, Any]:
-        record = self.regions[self.row(image_id)]
+        is_own = image_id in self.own_pictures
+        record = self.own_pictures[image_id][1] if is_own else self.regions[self.row(image_id)]
         if len(record["boxes"]) == 0:
             raise ValueError(f"The detector found nothing in image {image_id}: the model does not see it.")
         return record
 
     def picture(self, image_id: str | None) -> Image.Image:
         """The picture of an image; a blank one, where it has none that can be read."""
+        if image_id in self.own_pictures:
+            return self.own_pictures[image_id][0]
         row = self.row(image_id)
         record = self.regions[row]
         try:
@@ -154,7 +183,9 @@ class Demo:
 
     def caption(self, image_id: str | None) -> str:
         """The first caption of an image; empty where it has none."""
-        captions = self.regions.captions(self.row(image_id), self.caption_column) if self.caption_column else []
+        if image_id in self.own_pictures or self.caption_column is None:
+            return ""
+        captions = self.regions.captions(self.row(image_id), self.caption_column)
         return captions[0] if captions else ""
 
     def check_text(self, text: str | None, what: str, model: PreTrainedModel, processor: InterBERTProcessor) -> str:
@@ -293,6 +324,9 @@ def build_page(demo: Demo) -> gr.Blocks:
                     image_ids[:NUM_LISTED_IMAGES], value=image_ids[0], label="Image", allow_custom_value=True
                 )
                 picture = gr.Image(demo.picture(image_ids[0]), show_label=False, interactive=False)
+                if demo.takes_pictures:
+                    upload_button = gr.UploadButton("A picture of your own", file_types=["image"])
+                    upload_button.upload(_shown(demo.add_picture), upload_button, image_id)
             with gr.Column(scale=2):
                 with gr.Tab("Search"):
                     text = gr.Textbox(label="Text", placeholder="What is in the picture?")

@@ -419,6 +419,8 @@ def make_report(
         "duplicates": plan.source.duplicate_ids,
         "not_in_source": plan.not_in_source,
     }
+    if plan.source.region_detector is not None:
+        report["region_detector"] = plan.source.region_detector | plan.converter.limits
     if files is not None:
         report |= {"columns": columns, "files": files}
     return report

@@ -20,13 +20,19 @@ Regions as VQA has them, and for the `soft_class` objective of pretraining, on s
         --detector org/bottom-up-attention --min_regions 10 --max_regions 100 --min_score 0.2 --class_probs \\
         --mixed_precision bf16 --batch_size 8 --push_to_hub
 
+A dataset that is larger than the disk, read where it is:
+
+    python examples/extract_regions.py org/my-photographs outputs/my_regions --split train --streaming \
+        --columns captions --detector org/bottom-up-attention
+
 The id of a picture is its path below the folder, or as it stands in a list, without extension; of a dataset what
-`--image_id_column` says. Pictures that
-cannot be read are left out, and `conversion_report.json` says why. An extraction that was stopped goes on where it was
-when the same command is given again, and ends with the same rows, each picture once.
+`--image_id_column` says. Pictures that cannot be read are left out, and `conversion_report.json` says why. An
+extraction that was stopped goes on where it was when the same command is given again, and ends with the same rows, each
+picture once. A model that is trained on the regions names the detector in its configuration, and takes photographs.
 """
 
 import argparse
+import bisect
 import contextlib
 import hashlib
 import io
@@ -36,28 +42,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from huggingface_hub import hf_hub_download
 from PIL import Image, ImageOps
-from transformers import (
-    MODEL_FOR_BACKBONE_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    PreTrainedConfig,
-)
+from transformers import CONFIG_NAME
 
 from convert_regions import Plan, add_output_arguments, check_output_args, check_positive, run
 from pictures import UNREADABLE, encode_thumbnail
-from processing import FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
-from processing.region_extractors import (
-    BackboneFeatures,
-    BottomUpExtractor,
-    DetectorExtractor,
-    RegionExtractor,
-    WindowExtractor,
-)
+from processing.region_extractors import RegionExtractor, load_region_extractor
 from processing.region_formats import RegionFormatError
 from region_conversion import Converter, DatasetFolder, Shard, write_shards
 from retrieval_evaluation import AUTOCAST_DTYPES
@@ -84,6 +81,10 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument(
         "--image_id_column", help="Column of a dataset that names the pictures. By default image_id, or their numbers."
     )
+    parser.add_argument("--columns", nargs="+", default=[], help="Columns of a dataset to keep, such as captions.")
+    parser.add_argument(
+        "--streaming", action="store_true", help="Reads a dataset of Parquet files where it is, without a download."
+    )
 
     regions = parser.add_argument_group("regions")
     regions.add_argument(
@@ -91,7 +92,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     )
     regions.add_argument("--detector_revision", default="main", help="Branch, tag or commit of it on the Hub.")
     regions.add_argument("--backbone", help="Checkpoint of a backbone, whose features regions get.")
-    regions.add_argument("--grids", type=int, nargs="+", default=[2, 4], help="Cells of each side, for windows.")
+    regions.add_argument("--grids", type=int, nargs="+", help="Cells of each side, for windows. By default 2 4.")
     regions.add_argument("--min_regions", type=int, help="Of a picture; by default as the detector has it, or 10.")
     regions.add_argument("--max_regions", type=int, help="Of a picture; by default as the detector has it, or 36.")
     regions.add_argument(
@@ -130,7 +131,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 # ---------------------------------------------------------------- pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """
     Where a picture is.
@@ -152,8 +153,9 @@ class PictureSource:
 
     Args:
         pictures: In order. Of several with the same id the first one counts.
-        dataset: What the places are rows of, if they are.
+        rows: What the places are rows of, if they are; all their other columns become columns of the records.
         extractor: Finds the regions.
+        region_detector: Says what the extractor is, see [`read_region_detector`].
         batch_size: Of the extractor.
         autocast_dtype: Of the extractor, if not that of its weights.
         thumbnail_size: Records have a picture of at most this size, in pixels; None: they have none.
@@ -164,14 +166,16 @@ class PictureSource:
     def __init__(
         self,
         pictures: Sequence[Picture],
-        dataset: datasets.Dataset | None,
+        rows: "PictureRows | None",
         extractor: RegionExtractor,
+        region_detector: dict[str, Any],
         batch_size: int,
         autocast_dtype: torch.dtype | None,
         thumbnail_size: int | None,
     ):
-        self.dataset = dataset
+        self.rows = rows
         self.extractor = extractor
+        self.region_detector = region_detector
         self.batch_size = batch_size
         self.autocast_dtype = autocast_dtype
         self.thumbnail_size = thumbnail_size
@@ -194,7 +198,8 @@ class PictureSource:
             "attribute_ids": datasets.List(datasets.Value("int32")),
             "attribute_scores": datasets.List(datasets.Value("float32")),
         }
-        return numbers | ({} if self.thumbnail_size is None else {"image": datasets.Image()})
+        kept = {} if self.rows is None else self.rows.kept_features
+        return numbers | kept | ({} if self.thumbnail_size is None else {"image": datasets.Image()})
 
     def fingerprint(self) -> str:
         """Changes with the ids, and with the size or the time of any file."""
@@ -226,10 +231,10 @@ class PictureSource:
         return found
 
     def _find(self, image_ids: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | RegionFormatError]]:
-        opened = {}
+        opened, kept = {}, {}
         for image_id in image_ids:
             try:
-                opened[image_id] = self._open(self._pictures[image_id])
+                opened[image_id], kept[image_id] = self._open(self._pictures[image_id])
             except UNREADABLE as error:
                 yield image_id, RegionFormatError(f"image_id {image_id}: expected a picture, got {_reason(error)}.")
         # Those of similar shape together, so that there is little padding.
@@ -239,7 +244,7 @@ class PictureSource:
             with self._autocast():
                 records = self.extractor([opened[image_id] for image_id in batch])
             for image_id, record in zip(batch, records, strict=True):
-                record = {"image_id": image_id, **record}
+                record = {"image_id": image_id, **record, **kept[image_id]}
                 if self.thumbnail_size is not None:
                     thumbnail = encode_thumbnail(opened[image_id], self.thumbnail_size)
                     record["image"] = {"bytes": thumbnail, "path": f"{Path(image_id).name}.jpg"}
@@ -250,15 +255,16 @@ class PictureSource:
             return contextlib.nullcontext()
         return torch.autocast(self.extractor.device.type, dtype=self.autocast_dtype)
 
-    def _open(self, picture: Picture) -> Image.Image:
-        file = picture.place
-        if self.dataset is not None:
-            value = self.dataset[picture.place]["image"]
+    def _open(self, picture: Picture) -> tuple[Image.Image, dict[str, Any]]:
+        """The picture, and the other columns of its row."""
+        file, kept = picture.place, {}
+        if self.rows is not None:
+            value, kept = self.rows.read(picture.place)
             if value is None:
                 raise ValueError("no picture")
             file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB"), kept
 
 
 def _reason(error: Exception) -> str:
@@ -302,72 +308,165 @@ def _picture(path: Path, name: Path) -> Picture:
     return Picture(name.with_suffix("").as_posix(), str(path), stamp)
 
 
-def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], datasets.Dataset | None]:
-    """The pictures of the arguments, and the dataset that they are rows of, if they are."""
+class PictureRows:
+    """
+    The pictures of a dataset, encoded, with some of its other columns.
+
+    Args:
+        dataset: Its columns are read by name, and its rows by number.
+        image_column: Column of the pictures.
+        columns: Others to keep.
+
+    Raises:
+        ValueError: there is no such column, or the first one is not of pictures.
+    """
+
+    def __init__(self, dataset: "datasets.Dataset | ParquetRows", image_column: str, columns: Sequence[str]):
+        if not isinstance(dataset.features.get(image_column), datasets.Image):
+            raise ValueError(
+                f"--image_column: expected a column of pictures, got {image_column}; the dataset has "
+                f"{', '.join(dataset.features)}."
+            )
+        for column in columns:
+            if column not in dataset.features or column == image_column:
+                others = ", ".join(name for name in dataset.features if name != image_column)
+                raise ValueError(f"--columns: expected some of {others}, got {column}.")
+        self.image_column = image_column
+        self.kept_features = {column: dataset.features[column] for column in columns}
+        self.dataset = dataset.select_columns([image_column, *columns])
+        if isinstance(self.dataset, datasets.Dataset):
+            self.dataset = self.dataset.cast_column(image_column, datasets.Image(decode=False))
+
+    def read(self, row: int) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """The picture's bytes or path, None where it has none; and the columns that are kept."""
+        kept = self.dataset[row]
+        return kept.pop(self.image_column), kept
+
+
+class ParquetRows:
+    """
+    The rows of Parquet files that are read where they are, a row group at a time: for datasets that are larger than the
+    disk. It has what is needed here of [`datasets.Dataset`].
+
+    Args:
+        files: Paths, or URLs of any file system that fsspec knows.
+        token: Of the Hub.
+    """
+
+    def __init__(self, files: Sequence[str], token: str | None = None):
+        self.files = list(files)
+        self.token = token
+        self.columns: list[str] | None = None  # all
+        self._groups: list[tuple[str, int]] = []  # file and number
+        self._first_rows = [0]
+        for file in self.files:
+            with self._open(file) as parquet:
+                self.features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+                for number in range(parquet.num_row_groups):
+                    self._groups.append((file, number))
+                    self._first_rows.append(self._first_rows[-1] + parquet.metadata.row_group(number).num_rows)
+        self._loaded: tuple[int, pa.Table] | None = None
+
+    @contextlib.contextmanager
+    def _open(self, file: str) -> Iterator[pq.ParquetFile]:
+        options = {"token": self.token} if file.startswith("hf://") else {}
+        with fsspec.open(file, "rb", **options) as opened, pq.ParquetFile(opened) as parquet:
+            yield parquet
+
+    def __len__(self) -> int:
+        return self._first_rows[-1]
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    @property
+    def _fingerprint(self) -> str:
+        """On the Hub, names of files have the commit; others change with their size or time."""
+        stamps = [str(Path(file).stat()) if Path(file).is_file() else "" for file in self.files]
+        return hashlib.sha256("\n".join(self.files + stamps).encode()).hexdigest()
+
+    def select_columns(self, columns: Sequence[str]) -> "ParquetRows":
+        self.columns = list(columns)
+        return self
+
+    def __getitem__(self, key: int | str) -> Any:
+        """A row, or all values of a column, of which nothing else is read."""
+        if isinstance(key, str):
+            values = []
+            for file in self.files:
+                with self._open(file) as parquet:
+                    values += parquet.read([key]).column(key).to_pylist()
+            return values
+        group = bisect.bisect_right(self._first_rows, key) - 1
+        if self._loaded is None or self._loaded[0] != group:
+            file, number = self._groups[group]
+            with self._open(file) as parquet:
+                self._loaded = group, parquet.read_row_group(number, columns=self.columns)
+        return self._loaded[1].slice(key - self._first_rows[group], 1).to_pylist()[0]
+
+
+def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], PictureRows | None]:
+    """The pictures of the arguments, and the rows that they are in, if they are."""
     path = Path(args.source[0]).expanduser()
     holds_dataset = path.is_dir() and any(path.rglob("*.parquet"))
     if len(args.source) > 1 or (path.exists() and not holds_dataset):
+        if args.columns or args.streaming:
+            name = "columns" if args.columns else "streaming"
+            raise ValueError(f"--{name}: expected one dataset of pictures, got {', '.join(args.source)}.")
         return list_pictures(args.source), None
-    split = args.source_split or args.split
-    try:
-        dataset = datasets.load_dataset(str(path), name=args.dataset_config_name, split=split, token=args.hub_token)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"There is no file, folder or dataset {args.source[0]} ({error}).") from error
-    if not isinstance(dataset.features.get(args.image_column), datasets.Image):
-        raise ValueError(
-            f"--image_column: expected a column of pictures, got {args.image_column}; the dataset has "
-            f"{', '.join(dataset.column_names)}."
-        )
+    dataset = load_dataset(args, str(path), args.source_split or args.split)
     column = args.image_id_column or ("image_id" if "image_id" in dataset.column_names else None)
     if column is not None and column not in dataset.column_names:
         raise ValueError(f"--image_id_column: expected one of {', '.join(dataset.column_names)}, got {column}.")
     ids = [f"{row:09d}" for row in range(len(dataset))] if column is None else map(str, dataset[column])
-    pictures = [Picture(image_id, row, dataset._fingerprint) for row, image_id in enumerate(ids)]
-    dataset = dataset.select_columns(args.image_column).rename_column(args.image_column, "image")
-    return pictures, dataset.cast_column("image", datasets.Image(decode=False))
+    stamp = dataset._fingerprint
+    pictures = [Picture(image_id, row, stamp) for row, image_id in enumerate(ids)]
+    return pictures, PictureRows(dataset, args.image_column, args.columns)
+
+
+def load_dataset(args: argparse.Namespace, path: str, split: str) -> datasets.Dataset | ParquetRows:
+    """
+    Raises:
+        FileNotFoundError: there is no such dataset.
+        ValueError: there is no such split, or it cannot be streamed.
+    """
+    options = {"name": args.dataset_config_name, "token": args.hub_token}
+    try:
+        if not args.streaming:
+            return datasets.load_dataset(path, split=split, **options)
+        files = datasets.load_dataset_builder(path, **options).config.data_files or {}
+    except (FileNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(f"There is no file, folder or dataset {args.source[0]} ({error}).") from error
+    if split not in files:
+        raise ValueError(f"{args.source[0]}: expected one of the splits {', '.join(map(str, files))}, got {split}.")
+    other = [file for file in files[split] if not file.endswith(".parquet")]
+    if other:
+        raise ValueError(f"--streaming: expected a dataset of Parquet files, got {other[0]}.")
+    return ParquetRows(files[split], args.hub_token)
 
 
 # ---------------------------------------------------------------- the detector
 
 
-def load_extractor(args: argparse.Namespace, device: torch.device) -> RegionExtractor:
-    """
-    Raises:
-        ValueError: an argument is missing, or does not go with this kind of detector.
-        OSError: there is no such checkpoint.
-    """
-    limits = {name: getattr(args, name) for name in ("min_regions", "max_regions", "min_score")}
-    limits = {name: value for name, value in limits.items() if value is not None}
-    folder = Path(args.detector)
-    is_original = (folder / "pytorch_model.bin").is_file() and not (folder / "preprocessor_config.json").is_file()
-    model_type = None
-    if not is_original and args.detector != "windows":
-        model_type = PreTrainedConfig.get_config_dict(args.detector, revision=args.detector_revision)[0].get(
-            "model_type"
-        )
-    if is_original or model_type == "faster_rcnn":
-        if args.backbone is not None:
-            raise ValueError("--backbone: this detector gives features itself, got --backbone")
-        loaded = "from_original" if is_original else "from_pretrained"
-        options = {} if is_original else {"revision": args.detector_revision}
-        detector = getattr(FasterRCNNForRegionFeatures, loaded)(args.detector, **options).eval().to(device)
-        image_processor = getattr(FasterRCNNImageProcessor, loaded)(args.detector, **options)
-        return BottomUpExtractor(detector, image_processor, args.class_probs, **limits)
-    if args.class_probs:
-        raise ValueError("--class_probs: only a Faster R-CNN gives them, got another detector")
-    if args.backbone is None:
-        raise ValueError(f"--backbone: expected a checkpoint for the features of {args.detector}, got none")
-    # AutoBackbone takes no folders.
-    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(args.backbone))]
-    backbone = backbone_class.from_pretrained(args.backbone).eval().to(device)
-    features = BackboneFeatures(backbone, AutoImageProcessor.from_pretrained(args.backbone))
+def extractor_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_region_extractor` is given beside the detector, as far as the user has said it."""
+    names = ("backbone", "grids", "min_regions", "max_regions", "min_score")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def describe_detector(args: argparse.Namespace) -> dict[str, Any]:
+    """The detector as a model's configuration has it. What is a folder here is nothing elsewhere, and stays unnamed."""
+    described = extractor_settings(args)
+    if args.backbone is not None and Path(args.backbone).is_dir():
+        del described["backbone"]
     if args.detector == "windows":
-        if limits:
-            raise ValueError(f"--{next(iter(limits))}: windows are as many as --grids says, got {limits}")
-        return WindowExtractor(features, args.grids)
-    detector = AutoModelForObjectDetection.from_pretrained(args.detector, revision=args.detector_revision)
-    image_processor = AutoImageProcessor.from_pretrained(args.detector, revision=args.detector_revision)
-    return DetectorExtractor(detector.eval().to(device), image_processor, features, **limits)
+        return {"name_or_path": args.detector} | described
+    if Path(args.detector).is_dir():
+        return described
+    # A branch may go on; what it is now is a commit, the name of the folder that its files are kept in.
+    path = hf_hub_download(args.detector, CONFIG_NAME, revision=args.detector_revision)
+    return {"name_or_path": args.detector, "revision": Path(path).parent.name} | described
 
 
 # ---------------------------------------------------------------- extraction
@@ -424,22 +523,33 @@ class ExtractionPlan(Plan):
 
 
 def make_plan(args: argparse.Namespace) -> ExtractionPlan:
-    pictures, dataset = load_pictures(args)
-    extractor = load_extractor(args, torch.device(args.device) if args.device else PartialState().device)
+    pictures, rows = load_pictures(args)
+    extractor = load_region_extractor(
+        args.detector,
+        revision=args.detector_revision,
+        class_probs=args.class_probs,
+        device=torch.device(args.device) if args.device else PartialState().device,
+        **extractor_settings(args),
+    )
     source = PictureSource(
-        pictures, dataset, extractor, args.batch_size, AUTOCAST_DTYPES[args.mixed_precision], args.thumbnails
+        pictures,
+        rows,
+        extractor,
+        describe_detector(args),
+        args.batch_size,
+        AUTOCAST_DTYPES[args.mixed_precision],
+        args.thumbnails,
     )
     settings = {
         "source": [Path(name).resolve().name for name in args.source],
         "source_format": source.format_name,
         "source_fingerprint": source.fingerprint(),
     }
-    names = ("source_split", "dataset_config_name", "image_column", "image_id_column", "detector", "detector_revision")
-    names += ("backbone", "min_regions", "max_regions", "min_score", "class_probs", "thumbnails")
-    names += ("batch_size", "mixed_precision", "rows_per_shard")
-    settings |= {name: getattr(args, name) for name in names if getattr(args, name) not in (None, False)}
-    if args.detector == "windows":
-        settings["grids"] = args.grids
+    names = ("source_split", "dataset_config_name", "image_column", "image_id_column", "columns", "streaming")
+    names += ("detector", "detector_revision", "class_probs", "thumbnails", "batch_size", "mixed_precision")
+    names += ("rows_per_shard",)
+    settings |= {name: getattr(args, name) for name in names if getattr(args, name) not in (None, False, [])}
+    settings |= extractor_settings(args)
     for name in ("detector", "backbone"):
         if name in settings and Path(settings[name]).is_dir():
             settings[name] = Path(settings[name]).resolve().name

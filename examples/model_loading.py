@@ -37,6 +37,16 @@ class ModelArguments:
     config_overrides: str | None = field(
         default=None, metadata={"help": "Values of the configuration, such as hidden_size=128,num_text_layers=2."}
     )
+    region_detector: str | None = field(
+        default=None,
+        metadata={
+            "help": "Detector that found the dataset's regions, a Hub name or a folder: the checkpoint names it, and "
+            "takes photographs. By default that of the dataset, or of `--model_name_or_path`."
+        },
+    )
+    region_detector_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of `--region_detector` on the Hub."}
+    )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "BERT tokenizer, if not that of the checkpoint."}
     )
@@ -54,6 +64,8 @@ class ModelArguments:
             )
         if self.model_name_or_path is None and self.bert_name_or_path is None and self.tokenizer_name is None:
             raise ValueError("A model from scratch needs `--tokenizer_name`.")
+        if self.region_detector_revision is not None and self.region_detector is None:
+            raise ValueError("`--region_detector_revision` goes with `--region_detector`.")
         if self.bert_learning_rate_scale != 1 and self.bert_name_or_path is None:
             raise ValueError(
                 "`--bert_learning_rate_scale` goes with `--bert_name_or_path`: in other checkpoints it is not known "
@@ -143,11 +155,26 @@ def load_model(
             f"{model.config.vocab_size}."
         )
     # Whoever opens the checkpoint gets what was measured.
+    region_detector = find_region_detector(args, splits)
+    if region_detector is not None:
+        model.config.region_detector = region_detector
+    processor.region_detector = model.config.region_detector
     if max_length is not None:
         processor.tokenizer.model_max_length = max_length
     if max_regions is not None:
         processor.max_regions = max_regions
     return model, processor
+
+
+def find_region_detector(args: ModelArguments, splits: Sequence[RegionDataset | RegionStream]) -> dict[str, Any] | None:
+    """What found the regions: of the arguments, with what else the dataset says; None if neither names a detector."""
+    detector = dict(splits[0].region_detector or {}) if splits else {}
+    if args.region_detector is not None:
+        detector["name_or_path"] = args.region_detector
+        detector.pop("revision", None)
+        if args.region_detector_revision is not None:
+            detector["revision"] = args.region_detector_revision
+    return detector if "name_or_path" in detector else None
 
 
 def learning_rate_scales(model: PreTrainedModel, args: ModelArguments) -> dict[str, float]:

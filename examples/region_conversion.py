@@ -112,6 +112,14 @@ class Converter:
         self.layout: dict[str, str] = {}  # of the first image: columns, with dtype and width of some
         self.schema: pa.Schema | None = None  # of Parquet
 
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What is left of the regions, as a detector can be told it: see [`load_region_extractor`]."""
+        limits = {} if self.max_regions is None else {"max_regions": self.max_regions}
+        if self.min_confidence is not None:
+            limits |= {"min_score": self.min_confidence, "min_regions": 1}
+        return limits
+
     def begin(self, image_ids: Sequence[str], to: str, on_error: str) -> list[str]:
         """
         Looks at the first image that can be read, whose columns all others must have.

@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 from huggingface_hub import snapshot_download
 
+from processing.region_dataset import read_region_detector
 from processing.region_formats import RegionReader, open_regions
 from processing.tasks import canonical_image_id
 from processing.tasks.files import Record, read_json, read_records
@@ -23,10 +24,12 @@ class RegionSource:
     Attributes:
         image_ids (`list[str]`): All image ids, each of them once.
         duplicate_ids (`list[str]`): Those that there are more than once. The first record of an image counts.
+        region_detector (`dict[str, Any]`, *optional*): What found all regions, see [`read_region_detector`].
     """
 
-    def __init__(self, readers: Sequence[RegionReader]):
+    def __init__(self, readers: Sequence[RegionReader], region_detector: dict[str, Any] | None = None):
         self.readers = list(readers)
+        self.region_detector = region_detector
         self._readers_by_id: dict[str, int] = {}
         self._last_reader = 0
         duplicates: dict[str, None] = {}
@@ -113,21 +116,27 @@ def open_source(
         FileNotFoundError: there is no such file, folder or dataset.
         ValueError: the format is unknown, or there is no such split.
     """
-    readers = []
+    readers, detectors = [], []
     for name in names:
         path = Path(name).expanduser()
         is_dataset = any(path.rglob("*.parquet")) if path.is_dir() else not path.exists()
-        paths = _dataset_files(name, path, split, dataset_config_name, token) if is_dataset else [path]
-        if not is_dataset and split is not None:
+        paths, detector = [path], None
+        if is_dataset:
+            paths, own_split = _dataset_files(name, path, split, dataset_config_name, token)
+            detector = read_region_detector(str(path), own_split, token=token)
+        elif split is not None:
             raise ValueError(f"{name} has no splits to choose {split!r} from: it is no folder of Parquet files.")
+        detectors.append(detector)
         for path in paths:
             readers.append(open_regions(path, image_sizes))
             readers[-1].close()  # until it is read from
-    return RegionSource(readers)
+    return RegionSource(readers, detectors[0] if all(detector == detectors[0] for detector in detectors) else None)
 
 
-def _dataset_files(name: str, path: Path, split: str | None, config_name: str | None, token: str | None) -> list[Path]:
-    """The Parquet files of one split of a region dataset; those of a dataset on the Hub are downloaded."""
+def _dataset_files(
+    name: str, path: Path, split: str | None, config_name: str | None, token: str | None
+) -> tuple[list[Path], str]:
+    """The Parquet files of one split of a region dataset, and its name; those on the Hub are downloaded."""
     # Names on the Hub have at most one slash, and begin with neither a slash nor a dot.
     if not path.exists() and (path.is_absolute() or name.startswith(".") or len(path.parts) > 2):
         raise FileNotFoundError(f"There is no file or folder {name}.")
@@ -138,17 +147,18 @@ def _dataset_files(name: str, path: Path, split: str | None, config_name: str | 
     splits = {str(key): list(files) for key, files in (builder.config.data_files or {}).items()}
     if split not in splits and not (split is None and len(splits) == 1):
         raise ValueError(f"{name}: expected one of its splits, {', '.join(splits)}, got {split}.")
-    files = splits[split] if split in splits else next(iter(splits.values()))
+    split = split if split in splits else next(iter(splits))
+    files = splits[split]
     other = [file for file in files if not file.endswith(".parquet")]
     if other:
         raise ValueError(f"{name}: expected a dataset of Parquet files, got {other[0]}.")
     if path.exists():
-        return [Path(file) for file in files]
+        return [Path(file) for file in files], split
     # hf://datasets/NAMESPACE/NAME@REVISION/FILE
     places = [file.removeprefix(f"hf://datasets/{name}@").partition("/") for file in files]
     patterns = [file for _, _, file in places]
     folder = snapshot_download(name, repo_type="dataset", revision=places[0][0], allow_patterns=patterns, token=token)
-    return [Path(folder, file) for file in patterns]
+    return [Path(folder, file) for file in patterns], split
 
 
 class ByImage(Mapping):

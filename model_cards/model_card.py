@@ -114,6 +114,7 @@ class TrainedCard:
             card=self,
             is_interbert=is_interbert,
             architecture_picture=ARCHITECTURE_PICTURE,
+            region_detector=hub_name((getattr(self.config, "region_detector", None) or {}).get("name_or_path")),
             is_evaluated=any(name.startswith("eval_") for row in self.results for name in row),
             is_averaged=self.training_arguments.get("ema_decay") not in (None, "None"),
             results=markdown_table(self.results),

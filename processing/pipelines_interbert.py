@@ -3,7 +3,7 @@ Pipelines of InterBERT, which `transformers.pipeline` opens by the task of a che
 of texts and images, choices, features.
 
     answerer = pipeline("visual-question-answering", model="org/interbert-base-vqa2", trust_remote_code=True)
-    answerer(image=regions, question="What is on the table?")
+    answerer(image="kitchen.jpg", question="What is on the table?")
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class RegionPipeline(ChunkPipeline):
         **kwargs,
     ):
         super().__init__(model=model, batch_size=batch_size, **kwargs)
+        if self.processor.region_detector is None:
+            self.processor.region_detector = model.config.region_detector
         self.region_dataset = region_dataset
         self._rows: dict[str, int] | None = None  # by image id, once one is asked for
 
@@ -68,23 +70,22 @@ class RegionPipeline(ChunkPipeline):
         return {}, {}, {}
 
     def _read_image(self, image: Any) -> Mapping[str, Any]:
-        """The region record that an image is given as or by."""
+        """The regions of an image: as they are given, those of an image id, or what the detector finds."""
         if isinstance(image, Mapping):
             return image
-        if not isinstance(image, str):
+        if self.region_dataset is not None and isinstance(image, str):
+            if self._rows is None:
+                self._rows = {image_id: row for row, image_id in enumerate(_image_ids(self.region_dataset))}
+            if image in self._rows:
+                return self.region_dataset[self._rows[image]]
+        if self.processor.region_detector is None:
+            num_images = "no" if self.region_dataset is None else f"{len(self.region_dataset):,}"
             raise ValueError(
-                "`image`: expected the regions of an image, a dict with features, boxes, width and height, or an image "
-                f"id, got {type(image).__name__}."
+                "`image`: expected the regions of an image, a dict with features, boxes, width and height, or the id "
+                f"of an image in `region_dataset`, which has {num_images} images, got {image!r:.80}. The checkpoint "
+                "names no detector for pictures."
             )
-        if self.region_dataset is None:
-            raise ValueError(
-                f"`image`: got the image id {image!r}, but the pipeline has no `region_dataset` to look it up in."
-            )
-        if self._rows is None:
-            self._rows = {image_id: row for row, image_id in enumerate(_image_ids(self.region_dataset))}
-        if image not in self._rows:
-            raise ValueError(f"`image`: no image {image!r} among the {len(self._rows)} of `region_dataset`.")
-        return self.region_dataset[self._rows[image]]
+        return self.processor.detect_regions([image], device=self.device)[0]
 
     def _pairs(self, image: Any, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> Iterator[dict]:
         """The model's inputs of each text with the image, one by one."""
@@ -154,7 +155,7 @@ class VisualQuestionAnsweringPipeline(RegionPipeline):
 
     ```python
     >>> answerer = pipeline("visual-question-answering", model=checkpoint, trust_remote_code=True)
-    >>> answerer(image=regions, question="How many dogs are there?", top_k=2)
+    >>> answerer(image="beach.jpg", question="How many dogs are there?", top_k=2)
     [{'score': 0.93, 'answer': '2'}, {'score': 0.04, 'answer': '3'}]
     ```
     """
@@ -162,9 +163,10 @@ class VisualQuestionAnsweringPipeline(RegionPipeline):
     def __call__(self, image: Any, question: str | None = None, **kwargs):
         """
         Args:
-            image (`Mapping[str, Any]`, `str`, or a list of them):
-                The regions of an image as [`InterBERTProcessor`] takes them, a row of a region dataset for instance, or
-                an image id of `region_dataset`. Without `question`: a dict `{"image": ..., "question": ...}`, or a
+            image (`PIL.Image.Image`, `str`, `np.ndarray`, `Mapping[str, Any]`, or a list of them):
+                A picture, its path, URL or base64, whose regions the detector of the checkpoint finds; the regions as
+                [`InterBERTProcessor`] takes them, a row of a region dataset for instance; or an image id of
+                `region_dataset`. Without `question`: a dict `{"image": ..., "question": ...}`, or a
                 list, a generator or a torch dataset of them.
             question (`str`, *optional*):
                 Asked of every image.
@@ -208,7 +210,7 @@ class ImageTextMatchingPipeline(RegionPipeline):
 
     ```python
     >>> matcher = pipeline("zero-shot-image-classification", model=checkpoint, trust_remote_code=True)
-    >>> matcher(image=regions, candidate_labels=["two dogs on a beach", "a bowl of fruit"])
+    >>> matcher(image="beach.jpg", candidate_labels=["two dogs on a beach", "a bowl of fruit"])
     [{'score': 0.98, 'label': 'two dogs on a beach'}, {'score': 0.01, 'label': 'a bowl of fruit'}]
     ```
     """
@@ -216,9 +218,10 @@ class ImageTextMatchingPipeline(RegionPipeline):
     def __call__(self, image: Any, candidate_labels: Sequence[str] | None = None, **kwargs):
         """
         Args:
-            image (`Mapping[str, Any]`, `str`, or a list of them):
-                The regions of an image as [`InterBERTProcessor`] takes them, a row of a region dataset for instance, or
-                an image id of `region_dataset`. Without `candidate_labels`: a dict `{"image": ...,
+            image (`PIL.Image.Image`, `str`, `np.ndarray`, `Mapping[str, Any]`, or a list of them):
+                A picture, its path, URL or base64, whose regions the detector of the checkpoint finds; the regions as
+                [`InterBERTProcessor`] takes them, a row of a region dataset for instance; or an image id of
+                `region_dataset`. Without `candidate_labels`: a dict `{"image": ...,
                 "candidate_labels": [...]}`, or a list, a generator or a torch dataset of them.
             candidate_labels (`Sequence[str]`, *optional*):
                 Texts that every image is matched with, as they are.
@@ -256,7 +259,7 @@ class VisualMultipleChoicePipeline(RegionPipeline):
 
     ```python
     >>> chooser = pipeline("visual-question-answering", model=checkpoint, trust_remote_code=True)
-    >>> chooser(image=regions, question="Why is she smiling?", choices=["She won.", "It rains."])
+    >>> chooser(image="podium.jpg", question="Why is she smiling?", choices=["She won.", "It rains."])
     [{'score': 0.88, 'answer': 'She won.'}, {'score': 0.12, 'answer': 'It rains.'}]
     ```
     """
@@ -264,9 +267,10 @@ class VisualMultipleChoicePipeline(RegionPipeline):
     def __call__(self, image: Any, question: str | None = None, choices: Sequence[str] | None = None, **kwargs):
         """
         Args:
-            image (`Mapping[str, Any]`, `str`, or a list of them):
-                The regions of an image as [`InterBERTProcessor`] takes them, a row of a region dataset for instance, or
-                an image id of `region_dataset`. Without `question` and `choices`: a dict `{"image": ..., "question":
+            image (`PIL.Image.Image`, `str`, `np.ndarray`, `Mapping[str, Any]`, or a list of them):
+                A picture, its path, URL or base64, whose regions the detector of the checkpoint finds; the regions as
+                [`InterBERTProcessor`] takes them, a row of a region dataset for instance; or an image id of
+                `region_dataset`. Without `question` and `choices`: a dict `{"image": ..., "question":
                 ..., "choices": [...]}`, or a list, a generator or a torch dataset of them.
             question (`str`, *optional*):
                 Asked of every image. For rationales: "question [SEP] answer", as in training.
@@ -309,7 +313,7 @@ class FeatureExtractionPipeline(RegionPipeline):
 
     ```python
     >>> extractor = pipeline("feature-extraction", model=checkpoint, trust_remote_code=True)
-    >>> extractor(image=regions, text="two dogs on a beach")["text"]
+    >>> extractor(image="beach.jpg", text="two dogs on a beach")["text"]
     [0.0, 1.35, ...]
     ```
     """
@@ -317,9 +321,10 @@ class FeatureExtractionPipeline(RegionPipeline):
     def __call__(self, image: Any, text: str | None = None, **kwargs):
         """
         Args:
-            image (`Mapping[str, Any]`, `str`, or a list of them):
-                The regions of an image as [`InterBERTProcessor`] takes them, a row of a region dataset for instance, or
-                an image id of `region_dataset`. Without `text`: a dict `{"image": ..., "text": ...}`, or a list, a
+            image (`PIL.Image.Image`, `str`, `np.ndarray`, `Mapping[str, Any]`, or a list of them):
+                A picture, its path, URL or base64, whose regions the detector of the checkpoint finds; the regions as
+                [`InterBERTProcessor`] takes them, a row of a region dataset for instance; or an image id of
+                `region_dataset`. Without `text`: a dict `{"image": ..., "text": ...}`, or a list, a
                 generator or a torch dataset of them.
             text (`str`, *optional*):
                 Read together with every image.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 # What this file imports relatively is saved beside it: so the pipelines are part of every checkpoint with a processor.
 from .pipelines_interbert import RegionPipeline  # noqa: F401
+from .region_extractors import RegionExtractor, load_region_extractor, read_pictures
 
 # The length of BERT's position table; tokenizers that were built from a vocabulary alone know no limit of their own.
 MAX_TEXT_LENGTH = 512
@@ -288,10 +291,17 @@ def _merge_positions(attention: torch.Tensor, memberships: dict[str, torch.Tenso
     }
 
 
+@functools.lru_cache(maxsize=1)
+def _load_region_extractor(settings: str, device: str) -> RegionExtractor:
+    # Kept for all processors of this process: those of a demo's checkpoints for search and questions share it, and
+    # none of them takes weights along to its workers.
+    return load_region_extractor(**json.loads(settings), device=device)
+
+
 class InterBERTProcessor(ProcessorMixin):
     r"""
     Prepares texts and detected regions for InterBERT: a BERT WordPiece tokenizer for the text, padding and box
-    normalization for the regions.
+    normalization for the regions. Pictures become regions first, where a detector is named.
 
     Args:
         tokenizer ([`PreTrainedTokenizerBase`]):
@@ -300,9 +310,12 @@ class InterBERTProcessor(ProcessorMixin):
             Width of the region features; the model's `config.region_feature_size`.
         max_regions (`int`, *optional*):
             Keeps the first `max_regions` regions of each image. All regions are kept by default.
+        region_detector (`str` or `dict[str, Any]`, *optional*):
+            What finds the regions of pictures: the checkpoint of a detector, or the arguments of
+            [`load_region_extractor`], `{"name_or_path": ..., "revision": ...}`; the model's `config.region_detector`.
 
     Raises:
-        `ValueError`: if `region_feature_size` or `max_regions` is smaller than 1.
+        `ValueError`: if `region_feature_size` or `max_regions` is smaller than 1, or `region_detector` names none.
 
     Example:
 
@@ -311,18 +324,28 @@ class InterBERTProcessor(ProcessorMixin):
     >>> regions = {"features": features, "boxes": boxes, "width": 640, "height": 480}
     >>> inputs = processor(text="two dogs on a beach", regions=regions, return_tensors="pt")
     >>> outputs = model(**inputs)
+    >>> outputs = model(**processor(text="two dogs on a beach", images="beach.jpg", return_tensors="pt"))
     ```
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, region_feature_size: int = 2048, max_regions: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        region_feature_size: int = 2048,
+        max_regions: int | None = None,
+        region_detector: str | dict[str, Any] | None = None,
     ):
         if region_feature_size < 1:
             raise ValueError(f"`region_feature_size`: expected at least 1, got {region_feature_size}.")
         if max_regions is not None and max_regions < 1:
             raise ValueError(f"`max_regions`: expected at least 1 or None, got {max_regions}.")
+        if isinstance(region_detector, str):
+            region_detector = {"name_or_path": region_detector}
+        if region_detector is not None and "name_or_path" not in region_detector:
+            raise ValueError(f"`region_detector`: expected a `name_or_path`, got {region_detector}.")
         self.region_feature_size = region_feature_size
         self.max_regions = max_regions
+        self.region_detector = region_detector
         super().__init__(tokenizer)
 
     def __call__(
@@ -330,15 +353,17 @@ class InterBERTProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         regions: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         text_pair: str | Sequence[str] | None = None,
+        images: Any = None,
         padding: bool | str = True,
         truncation: bool | str = True,
         max_length: int | None = None,
         return_tensors: str | None = None,
+        device: str | torch.device = "cpu",
         **tokenizer_kwargs,
     ) -> BatchFeature:
         """
-        Tokenizes texts, pads regions, or both. Item i of `text` goes with item i of `regions`. Every output has a
-        batch axis, also for a single text or image.
+        Tokenizes texts, pads regions, or both. Item i of `text` goes with item i of `regions` or `images`. Every output
+        has a batch axis, also for a single text or image.
 
         Args:
             text (`str` or `Sequence[str]`, *optional*):
@@ -349,6 +374,8 @@ class InterBERTProcessor(ProcessorMixin):
                 see [`pad_regions`]. A single image does not broadcast to several texts, nor the other way round.
             text_pair (`str` or `Sequence[str]`, *optional*):
                 Second segments (token type 1), one for each item of `text`.
+            images (*optional*):
+                Pictures in the place of `regions`, one or a list: see [`detect_regions`].
             padding (`bool` or `str`, *optional*, defaults to `True`):
                 Padding of the texts, as in the tokenizer: `True` pads to the longest of the batch. Regions are always
                 padded to the largest number in the batch.
@@ -360,6 +387,8 @@ class InterBERTProcessor(ProcessorMixin):
                 that is larger or unknown.
             return_tensors (`str`, *optional*):
                 `"pt"` for torch tensors, `"np"` for numpy arrays. By default token lists and numpy region arrays.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+                Where the detector sees `images`. All outputs are on the CPU.
             tokenizer_kwargs (*optional*):
                 Passed on to the tokenizer, such as `pad_to_multiple_of` or `return_special_tokens_mask`.
 
@@ -370,16 +399,21 @@ class InterBERTProcessor(ProcessorMixin):
             - `token_type_ids`: int64 of shape `(batch_size, sequence_length)`, 1 = token of `text_pair`, 0 = others.
             - `attention_mask`: int64 of shape `(batch_size, sequence_length)`, 1 = token, 0 = padding.
 
-            With `regions`:
+            With `regions` or `images`:
 
             - `region_features`: float32 of shape `(batch_size, num_regions, region_feature_size)`.
             - `region_boxes`: float32 of shape `(batch_size, num_regions, 4)`, `x1, y1, x2, y2` in [0, 1].
             - `region_attention_mask`: int64 of shape `(batch_size, num_regions)`, 1 = real region, 0 = padding.
 
         Raises:
-            `ValueError`: if neither `text` nor `regions` is given; if `text`, `text_pair` and `regions` differ in
-            number; if a text is not a string; for faulty regions as in [`pad_regions`].
+            `ValueError`: if neither `text` nor `regions` nor `images` is given, or both `regions` and `images`; if
+            `text`, `text_pair` and images differ in number; if a text is not a string; for faulty regions as in
+            [`pad_regions`], and for pictures as in [`detect_regions`].
         """
+        if regions is not None and images is not None:
+            raise ValueError("Expected `regions` or `images`, got both.")
+        if images is not None:
+            regions = self.detect_regions(images, device)
         if text is None and regions is None:
             raise ValueError("Expected `text`, `regions` or both, got neither.")
         if text is None and text_pair is not None:
@@ -419,6 +453,45 @@ class InterBERTProcessor(ProcessorMixin):
                 )
             data.update(pad_regions(items, self.region_feature_size, self.max_regions))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def detect_regions(self, images: Any, device: str | torch.device = "cpu") -> list[dict[str, Any]]:
+        """
+        The regions of pictures, by the detector that `region_detector` names. It is loaded at the first call; no code
+        of its repository is run.
+
+        Args:
+            images (`PIL.Image.Image`, `str`, `os.PathLike`, `np.ndarray`, `torch.Tensor`, or a list of them):
+                Pictures: PIL's, paths, URLs, base64, or arrays of red, green and blue from 0 to 255, `(height, width,
+                3)` or `(3, height, width)`.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+                Where the detector runs.
+
+        Returns:
+            `list[dict[str, Any]]`: for each picture what `regions` takes, the highest score first, with `class_ids` and
+            `class_scores` where the detector has classes.
+
+        Raises:
+            `ValueError`: if there is no picture or one cannot be read; if no detector is named, or its features are not
+            of `region_feature_size`.
+            `OSError`: if there is no such detector.
+        """
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        if len(images) == 0:
+            raise ValueError("`images`: expected at least one picture, got none.")
+        if self.region_detector is None:
+            raise ValueError(
+                "This processor names no detector to find the regions of pictures: expected `regions`, or "
+                "`region_detector` where the processor is loaded, got pictures."
+            )
+        pictures = read_pictures(images)
+        extractor = _load_region_extractor(json.dumps(self.region_detector, sort_keys=True), str(device))
+        if extractor.region_feature_size != self.region_feature_size:
+            raise ValueError(
+                f"`region_detector`: expected features of {self.region_feature_size} numbers, got a detector of "
+                f"{extractor.region_feature_size}, {self.region_detector['name_or_path']}."
+            )
+        # One by one: the padding of a batch would make what is found in a picture depend on the others.
+        return [extractor([picture])[0] for picture in pictures]
 
     @torch.no_grad()
     def post_process_attention(
@@ -554,7 +627,7 @@ class InterBERTProcessor(ProcessorMixin):
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.backend_tokenizer.no_truncation()
         # It also keeps every argument of `from_pretrained`, and would write ours to tokenizer_config.json.
-        for name in ("region_feature_size", "max_regions"):
+        for name in ("region_feature_size", "max_regions", "region_detector"):
             self.tokenizer.init_kwargs.pop(name, None)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 

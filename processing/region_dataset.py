@@ -17,7 +17,9 @@ Further columns, such as lists of captions, are read per row and by name.
 """
 
 import hashlib
+import json
 import os
+import re
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 REQUIRED_COLUMNS = ("image_id", "width", "height", "boxes", "features")
 # Columns with one vector per region, and columns with one number per region.
 VECTOR_COLUMNS = ("boxes", "features", "class_probs")
 NUMBER_COLUMNS = ("class_ids", "class_scores")
+
+# Beside the data, an account of how each split was made, by the scripts that write region datasets.
+REPORT_NAME = "conversion_report.json"
 
 
 def _is_list(arrow_type: pa.DataType) -> bool:
@@ -141,6 +148,8 @@ class RegionDataset(torch.utils.data.Dataset):
     Args:
         dataset (`datasets.Dataset`):
             One split, not streaming.
+        region_detector (`dict[str, Any]`, *optional*):
+            What found the regions, see [`read_region_detector`].
 
     Raises:
         ValueError: if a required column is missing or has another type. Rows whose columns differ in length, null
@@ -148,13 +157,14 @@ class RegionDataset(torch.utils.data.Dataset):
             around them are read first.
     """
 
-    def __init__(self, dataset: datasets.Dataset):
+    def __init__(self, dataset: datasets.Dataset, region_detector: dict[str, Any] | None = None):
         if not isinstance(dataset, datasets.Dataset):
             raise ValueError(f"`dataset` must be one split, a `datasets.Dataset`, got {type(dataset).__name__}.")
         missing = [name for name in REQUIRED_COLUMNS if name not in dataset.column_names]
         if missing:
             raise ValueError(f"A region dataset needs the columns {missing}, got {dataset.column_names}.")
         self.dataset = dataset
+        self.region_detector = region_detector
         table = dataset.data.table
         self._list_columns = [name for name in (*VECTOR_COLUMNS, *NUMBER_COLUMNS) if name in table.column_names]
         for name in (*REQUIRED_COLUMNS, *self._list_columns):
@@ -170,7 +180,7 @@ class RegionDataset(torch.utils.data.Dataset):
 
     def __reduce__(self):
         # The views cannot travel to another process; the dataset can, and memory-maps the same files there.
-        return type(self), (self.dataset,)
+        return type(self), (self.dataset, self.region_detector)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -329,6 +339,33 @@ def _fingerprint(folder: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
+def read_region_detector(name_or_path: str, split: str, **hub_options) -> dict[str, Any] | None:
+    """
+    What found the regions of a dataset, as `InterBERTConfig.region_detector` has it, from the account of
+    examples/extract_regions.py and the scripts that go on from there. A detector that was a local folder has no
+    `name_or_path`.
+
+    Args:
+        name_or_path: A folder, or the name of a dataset on the Hub.
+        split: A split, a slice or a sum of some: the first counts.
+        hub_options: `revision` and `token` of the dataset.
+
+    Returns:
+        None where nothing is said of it.
+    """
+    if os.path.isdir(name_or_path):
+        report = os.path.join(name_or_path, REPORT_NAME)
+        if not os.path.isfile(report):
+            return None
+    else:
+        try:
+            report = hf_hub_download(name_or_path, REPORT_NAME, repo_type="dataset", **hub_options)
+        except (EntryNotFoundError, RepositoryNotFoundError):  # a dataset of other files, or one read from the cache
+            return None
+    with open(report, encoding="utf-8") as file:
+        return json.load(file).get(re.split(r"[+\[]", split)[0], {}).get("region_detector")
+
+
 def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -> RegionDataset:
     """
     Loads one split of a region dataset, memory-mapped, through `datasets.load_dataset`.
@@ -356,7 +393,9 @@ def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -
         # `datasets` caches a folder that has a card by the card, and would go on serving files that have been replaced.
         kwargs["cache_dir"] = os.path.join(datasets.config.HF_DATASETS_CACHE, "region_datasets", _fingerprint(path))
     try:
-        return RegionDataset(datasets.load_dataset(path, split=split, **kwargs))
+        dataset = datasets.load_dataset(path, split=split, **kwargs)
+        hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+        return RegionDataset(dataset, read_region_detector(path, split, **hub_options))
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         kind = "the folder" if is_folder else "the Hub dataset (there is no such folder)"
         raise ValueError(f"Could not load split {split!r} of {kind} {path!r}: {error}") from error

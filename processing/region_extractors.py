@@ -3,16 +3,29 @@ From pictures to region records: by the bottom-up-attention detector, by any oth
 backbone, or in windows where there is no detector.
 """
 
+from __future__ import annotations
+
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from transformers import PreTrainedModel
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import is_pil_image, load_image
 
+from .image_processing_faster_rcnn import FasterRCNNImageProcessor
 from .modeling_faster_rcnn import FasterRCNNForRegionFeatures
 from .region_operators import roi_align
 
@@ -38,16 +51,43 @@ class RegionExtractor(ABC):
         """Where the regions are found."""
 
     @abstractmethod
-    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
-        """The records of RGB pictures; values may be tensors on any device."""
+    def extract(self, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
+        """The records of PIL's pictures in RGB; values may be tensors on any device."""
 
     @torch.inference_mode()
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    def __call__(self, pictures: Sequence[Any]) -> list[dict[str, Any]]:
         """
         Args:
-            pictures: At least one.
+            pictures: At least one of PIL's.
         """
         return [_to_arrays(record) for record in self.extract([picture.convert("RGB") for picture in pictures])]
+
+
+def read_pictures(images: Sequence[Any]) -> list[Any]:
+    """
+    Args:
+        images: PIL's pictures, paths, URLs, base64, or arrays of red, green and blue from 0 to 255, `(height, width,
+            3)` or `(3, height, width)`.
+
+    Returns:
+        PIL's pictures in RGB, turned as their EXIF orientation says.
+
+    Raises:
+        ValueError: one cannot be read. The message says which.
+    """
+    return [_read_picture(index, image) for index, image in enumerate(images)]
+
+
+def _read_picture(index: int, image: Any) -> Any:
+    if isinstance(image, os.PathLike):
+        image = os.fspath(image)
+    try:
+        if isinstance(image, str) or is_pil_image(image):
+            return load_image(image)
+        return to_pil_image(image).convert("RGB")
+    except (OSError, ValueError, TypeError) as error:
+        given = f"{image!r:.80}" if isinstance(image, str) else f"{type(image).__name__} ({error})"
+        raise ValueError(f"images[{index}]: expected a picture, its path, URL or base64, got {given}.") from error
 
 
 DTYPES = {
@@ -103,7 +143,7 @@ class BottomUpExtractor(RegionExtractor):
     def device(self) -> torch.device:
         return self.detector.device
 
-    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+    def extract(self, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
         inputs = self.image_processor(list(pictures), return_tensors="pt").to(self.detector.device)
         return self.detector(**inputs, output_class_probs=self.class_probs, **self.limits).regions
 
@@ -125,7 +165,7 @@ class BackboneFeatures:
     def size(self) -> int:
         return self.backbone.channels[-1]
 
-    def of_boxes(self, pictures: Sequence[Image.Image], boxes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def of_boxes(self, pictures: Sequence[Any], boxes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """
         Args:
             boxes: Of each picture `(n, 4)`, in its pixels.
@@ -198,7 +238,7 @@ class DetectorExtractor(RegionExtractor):
     def device(self) -> torch.device:
         return self.detector.device
 
-    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+    def extract(self, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
         inputs = self.detector_processor(list(pictures), return_tensors="pt").to(self.detector.device)
         sizes = [(picture.height, picture.width) for picture in pictures]
         detections = self.detector_processor.post_process_object_detection(
@@ -208,7 +248,7 @@ class DetectorExtractor(RegionExtractor):
         features = self.features.of_boxes(pictures, [record["boxes"] for record in records])
         return [record | {"features": own} for record, own in zip(records, features, strict=True)]
 
-    def _select(self, detection: Mapping[str, torch.Tensor], picture: Image.Image) -> dict[str, Any]:
+    def _select(self, detection: Mapping[str, torch.Tensor], picture: Any) -> dict[str, Any]:
         order = detection["scores"].argsort(descending=True, stable=True)[: self.max_regions]
         num_above = int((detection["scores"][order] > self.min_score).sum())
         order = order[: max(num_above, min(self.min_regions, len(order)))]
@@ -246,7 +286,7 @@ class WindowExtractor(RegionExtractor):
     def device(self) -> torch.device:
         return self.features.backbone.device
 
-    def extract(self, pictures: Sequence[Image.Image]) -> list[Mapping[str, Any]]:
+    def extract(self, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
         shares = torch.tensor(
             [
                 [column / count, row / count, (column + 1) / count, (row + 1) / count]
@@ -261,3 +301,63 @@ class WindowExtractor(RegionExtractor):
             {"width": picture.width, "height": picture.height, "boxes": own_boxes, "features": own_features}
             for picture, own_boxes, own_features in zip(pictures, boxes, features, strict=True)
         ]
+
+
+def load_region_extractor(
+    name_or_path: str,
+    revision: str = "main",
+    backbone: str | None = None,
+    grids: Sequence[int] | None = None,
+    class_probs: bool = False,
+    device: str | torch.device = "cpu",
+    **limits,
+) -> RegionExtractor:
+    """
+    Args:
+        name_or_path: A Faster R-CNN as [`FasterRCNNForRegionFeatures`] saves it, or a folder with the published
+            checkpoint; any detector of Transformers; or `"windows"`. No code of the repository is run.
+        revision: Branch, tag or commit of the detector on the Hub.
+        backbone: Checkpoint whose features regions get; for all but a Faster R-CNN.
+        grids: Of [`WindowExtractor`].
+        class_probs: See [`BottomUpExtractor`].
+        limits: `min_regions`, `max_regions`, `min_score`, other than those of the detector.
+
+    Raises:
+        ValueError: an argument is missing, or does not go with this kind of detector.
+        OSError: there is no such checkpoint.
+    """
+    unknown = sorted(limits.keys() - {"min_regions", "max_regions", "min_score"})
+    if unknown:
+        raise ValueError(f"A detector has the limits min_regions, max_regions and min_score, got {unknown[0]}.")
+    is_windows = name_or_path == "windows"
+    if grids is not None and not is_windows:
+        raise ValueError(f"`grids`: expected none, as {name_or_path} finds regions itself, got {list(grids)}.")
+    folder = Path(name_or_path)
+    is_original = (folder / "pytorch_model.bin").is_file() and not (folder / "preprocessor_config.json").is_file()
+    model_type = None
+    if not is_original and not is_windows:
+        model_type = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0].get("model_type")
+    if is_original or model_type == "faster_rcnn":
+        if backbone is not None:
+            raise ValueError(f"`backbone`: expected none, as {name_or_path} gives features itself, got {backbone}.")
+        loaded = "from_original" if is_original else "from_pretrained"
+        options = {} if is_original else {"revision": revision}
+        detector = getattr(FasterRCNNForRegionFeatures, loaded)(name_or_path, **options).eval().to(device)
+        image_processor = getattr(FasterRCNNImageProcessor, loaded)(name_or_path, **options)
+        return BottomUpExtractor(detector, image_processor, class_probs, **limits)
+    if class_probs:
+        raise ValueError(f"`class_probs`: only a Faster R-CNN gives them, got {name_or_path}.")
+    if backbone is None:
+        raise ValueError(f"`backbone`: expected a checkpoint for the features of {name_or_path}, got none.")
+    # AutoBackbone takes no folders.
+    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(backbone))]
+    features = BackboneFeatures(
+        backbone_class.from_pretrained(backbone).eval().to(device), AutoImageProcessor.from_pretrained(backbone)
+    )
+    if is_windows:
+        if limits:
+            raise ValueError(f"`{next(iter(limits))}`: windows are as many as `grids` says, got {limits}.")
+        return WindowExtractor(features) if grids is None else WindowExtractor(features, grids)
+    detector = AutoModelForObjectDetection.from_pretrained(name_or_path, revision=revision).eval().to(device)
+    image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
+    return DetectorExtractor(detector, image_processor, features, **limits)

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from .region_dataset import RegionDataset
+from .region_dataset import RegionDataset, read_region_detector
 from .sampling import shuffle_by_length
 
 NUM_FOOTER_READERS = 16  # threads, for files on the Hub; each of them waits for the network
@@ -51,14 +51,19 @@ class RegionStream:
             A window is completed once it has so many images. One is in memory while the next is being read: 1,000
             images with 36 regions of 2048 float16 numbers take 150 MB. A single row group may be larger: then it is the
             window.
+        region_detector (`dict[str, Any]`, *optional*):
+            What found the regions, see [`read_region_detector`].
     """
 
-    def __init__(self, files: Sequence[str], rows_per_window: int = 2048):
+    def __init__(
+        self, files: Sequence[str], rows_per_window: int = 2048, region_detector: dict[str, Any] | None = None
+    ):
         if not files:
             raise ValueError("`files`: expected at least one Parquet file, got none.")
         if rows_per_window < 1:
             raise ValueError(f"`rows_per_window` must be at least 1, got {rows_per_window}.")
         self.rows_per_window = rows_per_window
+        self.region_detector = region_detector
         with ThreadPoolExecutor(NUM_FOOTER_READERS) as readers:
             self.row_groups = [group for groups in readers.map(_row_groups, files) for group in groups]
 
@@ -76,8 +81,9 @@ class RegionStream:
             ValueError: there is no such folder or dataset, no such split (the message names those there are), or it
                 does not consist of Parquet files.
         """
+        path = os.path.expanduser(os.fspath(name_or_path))
         try:
-            builder = datasets.load_dataset_builder(os.path.expanduser(os.fspath(name_or_path)), **kwargs)
+            builder = datasets.load_dataset_builder(path, **kwargs)
         except (FileNotFoundError, ConnectionError, ValueError) as error:
             raise ValueError(f"Could not open the region dataset {os.fspath(name_or_path)!r}: {error}") from error
         splits = builder.config.data_files or {}
@@ -87,7 +93,8 @@ class RegionStream:
         other = [file for file in files if not file.endswith(".parquet")]
         if other:
             raise ValueError(f"Only Parquet files can be streamed, got {other[0]}.")
-        return cls(files, rows_per_window)
+        hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+        return cls(files, rows_per_window, read_region_detector(path, split, **hub_options))
 
     @property
     def num_rows(self) -> int:

@@ -1,5 +1,6 @@
 """Small configurations, models and inputs that the tests of the model share."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from modeling_interbert import (
     InterBERTForVQA,
     InterBERTModel,
 )
-from processing import InterBERTProcessor
+from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor, InterBERTProcessor
 
 MODEL_CLASSES = [
     InterBERTModel,
@@ -127,13 +128,34 @@ def tiny_labels() -> dict[str, torch.Tensor]:
     }
 
 
-def tiny_processor() -> InterBERTProcessor:
+def save_tiny_detector(folder: Path, region_feature_size: int = 32) -> Path:
+    """A random detector that finds 2 to 5 regions."""
+    torch.manual_seed(0)
+    config = FasterRCNNConfig(
+        depth=50,
+        stem_channels=4,
+        res2_channels=region_feature_size // 8,
+        width_per_group=2,
+        rpn_channels=4,
+        num_classes=7,
+        num_attributes=3,
+        min_regions=2,
+        max_regions=5,
+        post_nms_top_k=10,
+        pooler_size=4,
+    )
+    FasterRCNNForRegionFeatures(config).save_pretrained(folder)
+    FasterRCNNImageProcessor(shortest_edge=48, longest_edge=64).save_pretrained(folder)
+    return folder
+
+
+def tiny_processor(region_feature_size: int = TINY["region_feature_size"], **kwargs) -> InterBERTProcessor:
     """The processor of a tiny model, whose vocabulary is `WORDS`."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokenizer = BertTokenizer(
         vocab={token: i for i, token in enumerate(vocabulary)}, model_max_length=TINY["max_position_embeddings"]
     )
-    return InterBERTProcessor(tokenizer, region_feature_size=TINY["region_feature_size"])
+    return InterBERTProcessor(tokenizer, region_feature_size=region_feature_size, **kwargs)
 
 
 def tiny_record(image_id: str, num_regions: int, seed: int) -> dict[str, Any]:

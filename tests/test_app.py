@@ -13,8 +13,8 @@ import pytest
 import torch
 from hub_server import needs_hub, start_hub
 from huggingface_hub import SpaceCard
-from model_fixtures import perturb
-from PIL import UnidentifiedImageError
+from model_fixtures import perturb, save_tiny_detector
+from PIL import Image, UnidentifiedImageError
 from transformers import AutoTokenizer
 
 import app
@@ -36,8 +36,11 @@ def folder(tmp_path_factory) -> Path:
     """Scenes, and tiny models with random weights."""
     folder = tmp_path_factory.mktemp("demo")
     write_scenes(folder / "scenes", num_train=2, num_validation=2, num_test=12)
+    detector = save_tiny_detector(folder / "detector", REGION_FEATURE_SIZE)
     processor = InterBERTProcessor(
-        AutoTokenizer.from_pretrained(folder / "scenes" / "tokenizer"), region_feature_size=REGION_FEATURE_SIZE
+        AutoTokenizer.from_pretrained(folder / "scenes" / "tokenizer"),
+        region_feature_size=REGION_FEATURE_SIZE,
+        region_detector=str(detector),
     )
     torch.manual_seed(0)
     config = InterBERTConfig(
@@ -133,6 +136,34 @@ def test_words_look_at_regions(demo, image_id):
     labels = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert f"{100 * weights[1:].max():.1f}" in labels
     assert demo.draw_attention(image_id, caption)[1] == "a (1)"
+
+
+def save_noise(path: Path, size: tuple[int, int]) -> str:
+    Image.effect_noise(size, 90).convert("RGB").save(path)
+    return str(path)
+
+
+def test_pictures_of_visitors(demo, folder, tmp_path, monkeypatch):
+    path = save_noise(tmp_path / "own.png", (300, 2000))
+    image_id = demo.add_picture(path)
+    assert demo.add_picture(path) == image_id
+    assert demo.picture(image_id).size == (154, 1024) and demo.caption(image_id) == ""
+    record = demo.regions_of(image_id)
+    (expected,) = demo.processor.detect_regions(demo.picture(image_id))
+    np.testing.assert_array_equal(record["boxes"], expected["boxes"])
+    _, outputs = run_model(folder, InterBERTForVQA, "vqa_model", "what colour is the circle", record)
+    scores = dict(zip(ANSWERS, outputs.logits[0].sigmoid().tolist(), strict=True))
+    answers = demo.answer(image_id, "what colour is the circle")
+    assert answers == pytest.approx({name: scores[name] for name in answers}, abs=1e-6)
+    assert demo.draw_attention(image_id, "a star")[0] == ["a", "star"]
+    (tmp_path / "notes.png").write_text("no picture")
+    with pytest.raises(ValueError, match="^notes.png is no picture that can be read.$"):
+        demo.add_picture(str(tmp_path / "notes.png"))
+    monkeypatch.setattr(app, "NUM_OWN_PICTURES", 2)
+    others = [demo.add_picture(save_noise(tmp_path / f"{number}.png", (20, 20))) for number in range(2)]
+    assert list(demo.own_pictures) == others
+    with pytest.raises(ValueError, match=f"There is no image '{image_id}'."):
+        demo.answer(image_id, "what")
 
 
 def test_captions_and_pictures_of_images(demo, image_id, monkeypatch):
@@ -345,6 +376,17 @@ def test_page_in_a_browser(page_of, folder, bare_scenes, tmp_path, request):
     press(page, "Ask")
     answers.wait_for()
     assert answers.inner_text().strip() == next(iter(expected))
+
+    # A picture of one's own.
+    own_picture = save_noise(tmp_path / "own.png", (300, 200))
+    image_id = demo.add_picture(own_picture)
+    page.locator("input[type=file][accept='image/*']").set_input_files(own_picture)
+    page.wait_for_function("id => document.querySelector('[aria-label=Image]').value === id", arg=image_id)
+    answers.wait_for(state="detached")
+    press(page, "Ask")
+    answers.wait_for()
+    assert answers.inner_text().strip() == next(iter(demo.answer(image_id, "what colour is the circle")))
+    page.screenshot(path=screenshots / "own_picture.png")
 
 
 # ---------------------------------------------------------------- the Space

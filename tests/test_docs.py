@@ -4,6 +4,7 @@ tiny: checkpoints, datasets and a configuration of one CPU in the place of eight
 """
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from configuration_interbert import InterBERTConfig
 from generate_scenes import REGION_FEATURE_SIZE, write_scenes
 from mine_hard_negatives import main as mine
-from modeling_interbert import InterBERTForPreTraining
+from modeling_interbert import InterBERTForPreTraining, InterBERTForVQA
 from processing import InterBERTProcessor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,6 +49,7 @@ SHORT = {
     "run_vqa.py": "--max_train_steps 2 --max_eval_samples 4 --max_predict_samples 4",
     "run_vcr.py": "--max_train_steps 2 --max_eval_samples 4",
     "run_glue.py": "--max_train_steps 2 --max_eval_samples 4",
+    "train_region_detector.py": "--max_train_steps 2 --max_eval_samples 4 --shortest_edge 64 --anchor_sizes 16",
 }
 
 
@@ -102,13 +104,18 @@ def workplace(tmp_path_factory) -> Path:
             context.setattr(sys, "argv", ["mine", str(scenes), regions, "--num_negatives", "3", "--split", split])
             mine()
     (folder / "photographs").mkdir()
-    for name in ("beach", "kitchen", "street"):
+    names = ["beach", "kitchen", *(f"street-{number}" for number in range(8))]
+    for name in names:
         Image.effect_noise((60, 48), 90).save(folder / "photographs" / f"{name}.png")
+    (folder / "captions.json").write_text(json.dumps({name: [f"the {name}", f"a {name}"] for name in names}))
     parity = REPOSITORY / "tests" / "fixtures" / "parity"
     (folder / "frcnn-vg-finetuned").symlink_to(parity / "detector")
     config = InterBERTConfig.from_bert_config(bert, layout="release", region_feature_size=128, num_region_classes=13)
     InterBERTForPreTraining(config).save_pretrained(folder / "org" / "my-interbert")
     InterBERTProcessor(tokenizer, region_feature_size=128).save_pretrained(folder / "org" / "my-interbert")
+    config.region_detector = {"name_or_path": "frcnn-vg-finetuned"}
+    InterBERTForVQA(config).save_pretrained(folder / "org" / "interbert-base-vqa2")
+    InterBERTProcessor(tokenizer, region_feature_size=128).save_pretrained(folder / "org" / "interbert-base-vqa2")
     (folder / "org" / "flickr30k-regions").symlink_to(folder / "org" / "my-regions")
     (folder / "CHECKPOINT.bin").symlink_to(parity / "released_layout" / "pretraining_checkpoint.bin")
     (folder / "CONFIG.json").symlink_to(parity / "released_layout" / "original_config.json")

@@ -17,12 +17,12 @@ from modeling_interbert import InterBERTForPreTraining
 from processing import InterBERTProcessor
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PROCESSING_FILES = ("processing_interbert", "pipelines_interbert", "region_extractors", "region_operators")
+PROCESSING_FILES += tuple(f"{name}_faster_rcnn" for name in ("configuration", "modeling", "losses", "image_processing"))
 HUB_FILES = {
-    "configuration_interbert.py": REPOSITORY / "configuration_interbert" / "configuration_interbert.py",
-    "modeling_interbert.py": REPOSITORY / "modeling_interbert" / "modeling_interbert.py",
-    "processing_interbert.py": REPOSITORY / "processing" / "processing_interbert.py",
-    "pipelines_interbert.py": REPOSITORY / "processing" / "pipelines_interbert.py",
+    f"{name}.py": REPOSITORY / name / f"{name}.py" for name in ("configuration_interbert", "modeling_interbert")
 }
+HUB_FILES |= {f"{name}.py": REPOSITORY / "processing" / f"{name}.py" for name in PROCESSING_FILES}
 
 REGIONS = [
     {"features": [[1.0, 2.0, 3.0], [0.5, 0.0, 1.0]], "boxes": [[0, 0, 5, 5], [1, 2, 9, 8]], "width": 9, "height": 9},

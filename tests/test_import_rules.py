@@ -27,7 +27,9 @@ HUB_FILES = [
     "processing/pipelines_interbert.py",
     "processing/configuration_faster_rcnn.py",
     "processing/modeling_faster_rcnn.py",
+    "processing/losses_faster_rcnn.py",
     "processing/image_processing_faster_rcnn.py",
+    "processing/region_extractors.py",
     "processing/region_operators.py",
 ]
 # Re-exports the real configuration to the modeling file; saving a configuration overwrites its copy.

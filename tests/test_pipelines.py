@@ -217,7 +217,7 @@ def test_images_by_their_ids(open_pipeline, kind):
     answerer, _ = open_pipeline(InterBERTForVQA, VQA, region_dataset=region_dataset)
     by_id = answerer(["image-3", "image-0"], question=TEXTS[0])
     assert by_id == [answerer(RECORDS[3], TEXTS[0]), answerer(region_dataset[0], TEXTS[0])]
-    with pytest.raises(ValueError, match="no image 'image-9' among the 7 of `region_dataset`"):
+    with pytest.raises(ValueError, match="`region_dataset`, which has 7 images, got 'image-9'"):
         answerer("image-9", question=TEXTS[0])
 
 
@@ -267,8 +267,12 @@ def test_half_precision(open_pipeline, dtype):
     [
         (InterBERTForVQA, {"image": RECORDS[0], "question": "  "}, "`question`: expected a text, got '  '"),
         (InterBERTForVQA, {"image": RECORDS[0]}, r"Expected an input with image, question, got \['boxes', 'features'"),
-        (InterBERTForVQA, {"image": "image-0", "question": "a"}, "'image-0', but the pipeline has no `region_dataset`"),
-        (InterBERTForVQA, {"image": 3, "question": "a"}, "dict with features, boxes, width and height, .* got int"),
+        (
+            InterBERTForVQA,
+            {"image": "image-0", "question": "a"},
+            "`region_dataset`, which has no images, got 'image-0'. The checkpoint names no detector",
+        ),
+        (InterBERTForVQA, {"image": 3, "question": "a"}, "dict with features, boxes, width and height, .* got 3"),
         (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "top_k": 0}, "a number of at least 1, got 0"),
         (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "top_k": "3"}, "a number of at least 1, got '3'"),
         (InterBERTForVQA, {"image": RECORDS[0], "question": "a", "temperature": 1}, r"arguments \['temperature'\]"),

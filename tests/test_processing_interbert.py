@@ -636,25 +636,27 @@ def read_json(path):
 
 
 def test_round_trip(tokenizer, tmp_path):
-    InterBERTProcessor(tokenizer, region_feature_size=3, max_regions=2).save_pretrained(tmp_path / "saved")
+    arguments = {"region_feature_size": 3, "max_regions": 2, "region_detector": {"name_or_path": "org/detector"}}
+    InterBERTProcessor(tokenizer, **arguments).save_pretrained(tmp_path / "saved")
     reloaded = InterBERTProcessor.from_pretrained(tmp_path / "saved")
-    assert (reloaded.region_feature_size, reloaded.max_regions) == (3, 2)
+    assert {name: getattr(reloaded, name) for name in arguments} == arguments
     assert reloaded.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert (tmp_path / "saved" / "processing_interbert.py").read_bytes() == PROCESSOR_FILE.read_bytes()
     assert read_json(tmp_path / "saved" / "processor_config.json") == {
         "auto_map": {"AutoProcessor": "processing_interbert.InterBERTProcessor"},
-        "max_regions": 2,
         "processor_class": "InterBERTProcessor",
-        "region_feature_size": 3,
+        **arguments,
     }
 
 
 def test_starting_from_a_bert_folder(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "plain")
-    processor = InterBERTProcessor.from_pretrained(tmp_path / "plain", region_feature_size=3, max_regions=1)
+    arguments = {"region_feature_size": 3, "max_regions": 1, "region_detector": "org/detector"}
+    processor = InterBERTProcessor.from_pretrained(tmp_path / "plain", **arguments)
     assert (processor.region_feature_size, processor.max_regions) == (3, 1)
+    assert processor.region_detector == {"name_or_path": "org/detector"}
     processor.save_pretrained(tmp_path / "saved")
-    assert not {"region_feature_size", "max_regions"} & set(read_json(tmp_path / "saved" / "tokenizer_config.json"))
+    assert not arguments.keys() & read_json(tmp_path / "saved" / "tokenizer_config.json").keys()
     changed = InterBERTProcessor.from_pretrained(tmp_path / "saved", max_regions=None)
     assert (changed.region_feature_size, changed.max_regions) == (3, None)
 

@@ -299,3 +299,7 @@ def test_recipes():
     _, _, retrieval, training, _ = parse_arguments(groups, "Retrieve.", [*command, "--recipe", *paths])
     assert (training.num_warmup_steps, training.lr_decay_epochs) == (0.1, [12, 16, 20])
     assert (retrieval.negatives, retrieval.loss, training.learning_rate) == ("pairs", "pairs", 4e-5)
+
+    small = str(recipes / "flickr8k_retrieval.yaml")
+    task, _, retrieval, training, _ = parse_arguments(groups, "Retrieve.", [*command, "--recipe", small])
+    assert (training.max_train_steps, retrieval.hard_negative_share, task.max_eval_samples) == (600, 0.33, 400)
