@@ -178,8 +178,6 @@ class InterBERTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         for name in DROPOUTS:  # 0 is a dropout too, and `update_from_string` goes by the type of the present value
             setattr(self, name, float(getattr(self, name)))
-        if isinstance(self.region_detector, str):
-            self.region_detector = {"name_or_path": self.region_detector}
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         kwargs["custom_pipelines"] = kwargs.get("custom_pipelines") or {}
         super().__post_init__(**kwargs)
@@ -260,7 +258,7 @@ class InterBERTConfig(PreTrainedConfig):
         for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
-        if self.region_detector is not None and "name_or_path" not in self.region_detector:
+        if isinstance(self.region_detector, dict) and "name_or_path" not in self.region_detector:
             raise ValueError(f"`region_detector` must have a `name_or_path`, got {self.region_detector}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")

@@ -44,6 +44,8 @@ NUM_BOXES = 3  # that a word looks at most
 NUM_LISTED_IMAGES = 200  # in the list to choose from; others may be typed
 NUM_OWN_PICTURES = 64  # of visitors, that are kept in memory
 LARGEST_SIDE = 1024  # of these, in pixels
+# Pillow refuses pictures of twice as many pixels: a small file can be a picture that fills the memory.
+Image.MAX_IMAGE_PIXELS = 25_000_000
 
 ABOUT = """
 # InterBERT
@@ -95,6 +97,22 @@ class DemoArguments:
             raise ValueError(f"`--image_dir` must be a folder of pictures, got {self.image_dir}.")
 
 
+@dataclass
+class OwnPicture:
+    """
+    A picture that a visitor has brought.
+
+    Args:
+        picture: As it is shown.
+        regions: What the model sees of it.
+        regions_of_answerer: What the model that answers questions sees of it.
+    """
+
+    picture: Image.Image
+    regions: dict[str, Any]
+    regions_of_answerer: dict[str, Any]
+
+
 class Demo:
     """
     What the page shows, without the page. Every method raises a `ValueError` with a message for the user where there is
@@ -117,7 +135,7 @@ class Demo:
             raise ValueError("The demo needs pictures: expected a column `image` or `--image_dir`, got neither.")
         self.caption_column = args.caption_column if args.caption_column in self.regions.column_names else None
         self.rows = {image_id: row for row, image_id in enumerate(self.regions.image_ids)}
-        self.own_pictures: dict[str, tuple[Image.Image, dict[str, Any]]] = {}  # with regions, the latest one last
+        self.own_pictures: dict[str, OwnPicture] = {}  # the latest one last
         self.model.to(self.device)
         self.retriever = InterBERTRetriever(self.model, self.processor, folder=args.index_dir, progress_bar=tqdm)
         self.retriever.index(self.regions)
@@ -148,11 +166,14 @@ class Demo:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
         except UNREADABLE:
             raise ValueError(f"{Path(path).name} is no picture that can be read.") from None
-        picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-        image_id = f"yours-{hashlib.sha256(picture.tobytes()).hexdigest()[:12]}"
+        image_id = f"yours-{hashlib.sha256(str(picture.size).encode() + picture.tobytes()).hexdigest()[:12]}"
         if image_id not in self.own_pictures:
-            (record,) = self.processor.detect_regions([picture], device=self.device)
-            self.own_pictures[image_id] = picture, record
+            (regions,) = regions_of_answerer = self.processor.detect_regions([picture], device=self.device)
+            if self.answerer is not None and self.answerer.processor.region_detector is not None:
+                # It may have learned from more regions of an image, say.
+                regions_of_answerer = self.answerer.processor.detect_regions([picture], device=self.device)
+            picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+            self.own_pictures[image_id] = OwnPicture(picture, regions, regions_of_answerer[0])
             for oldest in list(self.own_pictures)[:-NUM_OWN_PICTURES]:
                 del self.own_pictures[oldest]
         return image_id
@@ -162,9 +183,12 @@ class Demo:
             raise ValueError(f"There is no image {image_id!r}." if image_id else "Choose an image first.")
         return self.rows[image_id]
 
-    def regions_of(self, image_id: str | None) -> dict[str, Any]:
-        is_own = image_id in self.own_pictures
-        record = self.own_pictures[image_id][1] if is_own else self.regions[self.row(image_id)]
+    def regions_of(self, image_id: str | None, are_of_answerer: bool = False) -> dict[str, Any]:
+        if image_id in self.own_pictures:
+            own = self.own_pictures[image_id]
+            record = own.regions_of_answerer if are_of_answerer else own.regions
+        else:
+            record = self.regions[self.row(image_id)]
         if len(record["boxes"]) == 0:
             raise ValueError(f"The detector found nothing in image {image_id}: the model does not see it.")
         return record
@@ -172,7 +196,7 @@ class Demo:
     def picture(self, image_id: str | None) -> Image.Image:
         """The picture of an image; a blank one, where it has none that can be read."""
         if image_id in self.own_pictures:
-            return self.own_pictures[image_id][0]
+            return self.own_pictures[image_id].picture
         row = self.row(image_id)
         record = self.regions[row]
         try:
@@ -211,7 +235,7 @@ class Demo:
 
     def answer(self, image_id: str | None, question: str | None) -> dict[str, float]:
         """The best answers with their scores."""
-        regions = self.regions_of(image_id)
+        regions = self.regions_of(image_id, are_of_answerer=True)
         question = self.check_text(question, "question", self.answerer.model, self.answerer.processor)
         results = self.answerer(image=regions, question=question, top_k=NUM_ANSWERS)
         return {result["answer"]: result["score"] for result in results}

@@ -420,7 +420,7 @@ def make_report(
         "not_in_source": plan.not_in_source,
     }
     if plan.source.region_detector is not None:
-        report["region_detector"] = plan.source.region_detector | plan.converter.limits
+        report["region_detector"] = plan.converter.tighten(plan.source.region_detector)
     if files is not None:
         report |= {"columns": columns, "files": files}
     return report

@@ -36,7 +36,7 @@ import bisect
 import contextlib
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,13 +56,16 @@ from convert_regions import Plan, add_output_arguments, check_output_args, check
 from pictures import UNREADABLE, encode_thumbnail
 from processing.region_extractors import RegionExtractor, load_region_extractor
 from processing.region_formats import RegionFormatError
-from region_conversion import Converter, DatasetFolder, Shard, write_shards
+from processing.streaming import find_parquet_files
+from region_conversion import REGION_COLUMNS, Converter, DatasetFolder, Shard, write_shards
 from retrieval_evaluation import AUTOCAST_DTYPES
 
 # An extraction that was stopped has lost at most so many pictures of each process.
 ROWS_PER_SHARD = 500
-# Pictures that are read ahead, in batches: those of similar shape go together.
+# Pictures that are read ahead, in batches: those of one size go together.
 BATCHES_AHEAD = 8
+# Those that are written of every picture, and no column of a dataset may take the place of.
+WRITTEN_COLUMNS = ("image_id", "width", "height", *REGION_COLUMNS)
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -237,10 +240,7 @@ class PictureSource:
                 opened[image_id], kept[image_id] = self._open(self._pictures[image_id])
             except UNREADABLE as error:
                 yield image_id, RegionFormatError(f"image_id {image_id}: expected a picture, got {_reason(error)}.")
-        # Those of similar shape together, so that there is little padding.
-        order = sorted(opened, key=lambda image_id: opened[image_id].width / opened[image_id].height)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in self._batches(opened):
             with self._autocast():
                 records = self.extractor([opened[image_id] for image_id in batch])
             for image_id, record in zip(batch, records, strict=True):
@@ -249,6 +249,15 @@ class PictureSource:
                     thumbnail = encode_thumbnail(opened[image_id], self.thumbnail_size)
                     record["image"] = {"bytes": thumbnail, "path": f"{Path(image_id).name}.jpg"}
                 yield image_id, record
+
+    def _batches(self, opened: Mapping[str, Image.Image]) -> Iterator[list[str]]:
+        """Pictures of one size: the padding of a batch would change what is found near it."""
+        by_size: dict[tuple[int, int], list[str]] = {}
+        for image_id, picture in opened.items():
+            by_size.setdefault(picture.size, []).append(image_id)
+        for image_ids in by_size.values():
+            for start in range(0, len(image_ids), self.batch_size):
+                yield image_ids[start : start + self.batch_size]
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.autocast_dtype is None:
@@ -304,8 +313,12 @@ def list_pictures(names: Sequence[str]) -> list[Picture]:
 
 
 def _picture(path: Path, name: Path) -> Picture:
-    stamp = f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else "missing"
-    return Picture(name.with_suffix("").as_posix(), str(path), stamp)
+    return Picture(name.with_suffix("").as_posix(), str(path), _stamp(path))
+
+
+def _stamp(path: Path) -> str:
+    """Changes with the file."""
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}" if path.is_file() else "missing"
 
 
 class PictureRows:
@@ -327,10 +340,10 @@ class PictureRows:
                 f"--image_column: expected a column of pictures, got {image_column}; the dataset has "
                 f"{', '.join(dataset.features)}."
             )
+        others = [name for name in dataset.features if name not in (image_column, *WRITTEN_COLUMNS)]
         for column in columns:
-            if column not in dataset.features or column == image_column:
-                others = ", ".join(name for name in dataset.features if name != image_column)
-                raise ValueError(f"--columns: expected some of {others}, got {column}.")
+            if column not in others:
+                raise ValueError(f"--columns: expected some of {', '.join(others)}, got {column}.")
         self.image_column = image_column
         self.kept_features = {column: dataset.features[column] for column in columns}
         self.dataset = dataset.select_columns([image_column, *columns])
@@ -350,18 +363,20 @@ class ParquetRows:
 
     Args:
         files: Paths, or URLs of any file system that fsspec knows.
+        features: Of the dataset, if they are known; else those of the files.
         token: Of the Hub.
     """
 
-    def __init__(self, files: Sequence[str], token: str | None = None):
+    def __init__(self, files: Sequence[str], features: datasets.Features | None = None, token: str | None = None):
         self.files = list(files)
+        self.features = features
         self.token = token
         self.columns: list[str] | None = None  # all
         self._groups: list[tuple[str, int]] = []  # file and number
         self._first_rows = [0]
         for file in self.files:
             with self._open(file) as parquet:
-                self.features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+                self.features = self.features or datasets.Features.from_arrow_schema(parquet.schema_arrow)
                 for number in range(parquet.num_row_groups):
                     self._groups.append((file, number))
                     self._first_rows.append(self._first_rows[-1] + parquet.metadata.row_group(number).num_rows)
@@ -383,8 +398,7 @@ class ParquetRows:
     @property
     def _fingerprint(self) -> str:
         """On the Hub, names of files have the commit; others change with their size or time."""
-        stamps = [str(Path(file).stat()) if Path(file).is_file() else "" for file in self.files]
-        return hashlib.sha256("\n".join(self.files + stamps).encode()).hexdigest()
+        return hashlib.sha256("\n".join(f"{file} {_stamp(Path(file))}" for file in self.files).encode()).hexdigest()
 
     def select_columns(self, columns: Sequence[str]) -> "ParquetRows":
         self.columns = list(columns)
@@ -428,22 +442,16 @@ def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], PictureRows 
 def load_dataset(args: argparse.Namespace, path: str, split: str) -> datasets.Dataset | ParquetRows:
     """
     Raises:
-        FileNotFoundError: there is no such dataset.
-        ValueError: there is no such split, or it cannot be streamed.
+        FileNotFoundError, ValueError: there is no such dataset or split, or it cannot be streamed.
     """
     options = {"name": args.dataset_config_name, "token": args.hub_token}
+    if args.streaming:
+        files, features = find_parquet_files(path, split, **options)
+        return ParquetRows(files, features, args.hub_token)
     try:
-        if not args.streaming:
-            return datasets.load_dataset(path, split=split, **options)
-        files = datasets.load_dataset_builder(path, **options).config.data_files or {}
+        return datasets.load_dataset(path, split=split, **options)
     except (FileNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(f"There is no file, folder or dataset {args.source[0]} ({error}).") from error
-    if split not in files:
-        raise ValueError(f"{args.source[0]}: expected one of the splits {', '.join(map(str, files))}, got {split}.")
-    other = [file for file in files[split] if not file.endswith(".parquet")]
-    if other:
-        raise ValueError(f"--streaming: expected a dataset of Parquet files, got {other[0]}.")
-    return ParquetRows(files[split], args.hub_token)
 
 
 # ---------------------------------------------------------------- the detector
@@ -455,18 +463,22 @@ def extractor_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def describe_detector(args: argparse.Namespace) -> dict[str, Any]:
+def describe_detector(args: argparse.Namespace, limits: dict[str, Any]) -> dict[str, Any]:
     """The detector as a model's configuration has it. What is a folder here is nothing elsewhere, and stays unnamed."""
-    described = extractor_settings(args)
-    if args.backbone is not None and Path(args.backbone).is_dir():
-        del described["backbone"]
-    if args.detector == "windows":
-        return {"name_or_path": args.detector} | described
-    if Path(args.detector).is_dir():
-        return described
-    # A branch may go on; what it is now is a commit, the name of the folder that its files are kept in.
-    path = hf_hub_download(args.detector, CONFIG_NAME, revision=args.detector_revision)
-    return {"name_or_path": args.detector, "revision": Path(path).parent.name} | described
+    described: dict[str, Any] = {}
+    if args.backbone is not None and not Path(args.backbone).is_dir():
+        described |= {"backbone": args.backbone, "backbone_revision": commit_of(args.backbone, "main")}
+    if args.backbone is None or described:
+        if args.detector == "windows":
+            described |= {"name_or_path": args.detector} | ({} if args.grids is None else {"grids": args.grids})
+        elif not Path(args.detector).is_dir():
+            described |= {"name_or_path": args.detector, "revision": commit_of(args.detector, args.detector_revision)}
+    return described | limits
+
+
+def commit_of(name: str, revision: str) -> str:
+    """What a branch of the Hub, which may go on, is now: the name of the folder that its files are kept in."""
+    return Path(hf_hub_download(name, CONFIG_NAME, revision=revision)).parent.name
 
 
 # ---------------------------------------------------------------- extraction
@@ -535,7 +547,7 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
         pictures,
         rows,
         extractor,
-        describe_detector(args),
+        describe_detector(args, extractor.limits),
         args.batch_size,
         AUTOCAST_DTYPES[args.mixed_precision],
         args.thumbnails,
@@ -567,6 +579,7 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
 def main():
     parser, args = parse_args()
     accelerator = Accelerator(cpu=args.device == "cpu")
+    accelerator.print(f"{accelerator.num_processes} process(es).")
     if not accelerator.is_main_process:
         make_plan(args).help_writing(args)
         return

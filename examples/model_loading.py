@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from configuration_interbert import InterBERTConfig
 from processing import InterBERTProcessor, RegionDataset, RegionStream
+from processing.region_extractors import LIMITS, detector_settings
 
 
 @dataclass
@@ -155,9 +156,7 @@ def load_model(
             f"{model.config.vocab_size}."
         )
     # Whoever opens the checkpoint gets what was measured.
-    region_detector = find_region_detector(args, splits)
-    if region_detector is not None:
-        model.config.region_detector = region_detector
+    model.config.region_detector = find_region_detector(args, splits, model.config.region_detector)
     processor.region_detector = model.config.region_detector
     if max_length is not None:
         processor.tokenizer.model_max_length = max_length
@@ -166,15 +165,29 @@ def load_model(
     return model, processor
 
 
-def find_region_detector(args: ModelArguments, splits: Sequence[RegionDataset | RegionStream]) -> dict[str, Any] | None:
-    """What found the regions: of the arguments, with what else the dataset says; None if neither names a detector."""
-    detector = dict(splits[0].region_detector or {}) if splits else {}
+def find_region_detector(
+    args: ModelArguments,
+    splits: Sequence[RegionDataset | RegionStream],
+    of_checkpoint: str | dict[str, Any] | None,
+) -> dict[str, Any] | None:
+    """
+    What found the regions: the detector of the arguments, of the dataset, or of the checkpoint, the first of them that
+    there is; with the dataset's limits, where it knows them. None if none is named.
+    """
+    of_dataset = dict(splits[0].region_detector or {}) if splits else {}
+    limits = {name: of_dataset[name] for name in LIMITS if name in of_dataset}
     if args.region_detector is not None:
-        detector["name_or_path"] = args.region_detector
-        detector.pop("revision", None)
+        detector = {"name_or_path": args.region_detector}
         if args.region_detector_revision is not None:
             detector["revision"] = args.region_detector_revision
-    return detector if "name_or_path" in detector else None
+        # Of a detector that was a folder the dataset knows the backbone.
+        backbone = {} if "name_or_path" in of_dataset else {n: v for n, v in of_dataset.items() if "backbone" in n}
+        return detector | backbone | limits
+    if "name_or_path" in of_dataset:
+        return of_dataset
+    if of_checkpoint is None:
+        return None
+    return detector_settings(of_checkpoint) | limits
 
 
 def learning_rate_scales(model: PreTrainedModel, args: ModelArguments) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 import processing
 from configuration_interbert.configuration_interbert import PIPELINES
@@ -20,6 +20,7 @@ from model_cards.model_card import ARCHITECTURE_PICTURE
 from model_loading import ModelArguments
 from pictures import UNREADABLE, Pictures
 from processing import RegionDataset
+from processing.region_extractors import detector_settings
 
 if TYPE_CHECKING:
     from training import OutputArguments, TrainingRun
@@ -32,8 +33,19 @@ NUM_WIDGET_EXAMPLES = 3
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*config.json", "tokenizer*", "*.py", "eval_results.json"]
 
 
-def create_repository(output_args: "OutputArguments") -> str:
-    """Creates the repository to upload to, before the training, so that a wrong name or token shows at once."""
+def create_repository(output_args: "OutputArguments", config: PreTrainedConfig) -> str:
+    """
+    Creates the repository to upload to, before the training, so that a wrong name or token shows at once.
+
+    Raises:
+        ValueError: the model's configuration names a region detector that others cannot open.
+    """
+    detector = getattr(config, "region_detector", None)
+    if detector is not None and Path(detector_settings(detector)["name_or_path"]).is_dir():
+        raise ValueError(
+            "`--push_to_hub`: expected a `--region_detector` that is on the Hub, or none, got the folder "
+            f"{detector_settings(detector)['name_or_path']}."
+        )
     api = HfApi(token=output_args.hub_token)
     repo_id = output_args.hub_model_id or Path(output_args.output_dir).absolute().name
     repo_id = api.create_repo(repo_id, private=output_args.hub_private_repo or None, exist_ok=True).repo_id
@@ -124,6 +136,19 @@ def _rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+def upload_model(run: "TrainingRun"):
+    """Uploads the output folder, without the checkpoints on the way, in one commit, if that was asked for."""
+    output_args = run.output_args
+    if output_args.push_to_hub:
+        commit = HfApi(token=output_args.hub_token).upload_folder(
+            repo_id=run.repo_id,
+            folder_path=output_args.output_dir,
+            commit_message="End of training",
+            ignore_patterns=["checkpoint-*", "*.unfinished*"],
+        )
+        print(f"Uploaded: {commit.commit_url}")
+
+
 def publish(
     run: "TrainingRun",
     auto_class: str,
@@ -175,12 +200,5 @@ def publish(
         f"\nThe model is in {output_args.output_dir}:\n\n    "
         f'{auto_class}.from_pretrained("{output_args.output_dir}"{code})\n'
     )
-    if output_args.push_to_hub:
-        commit = HfApi(token=output_args.hub_token).upload_folder(
-            repo_id=run.repo_id,
-            folder_path=output_args.output_dir,
-            commit_message="End of training",
-            ignore_patterns=["checkpoint-*", "*.unfinished*"],
-        )
-        print(f"Uploaded: {commit.commit_url}")
+    upload_model(run)
     return model

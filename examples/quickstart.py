@@ -5,12 +5,18 @@ scratch in two stages, retrieves unseen scenes by their captions, and shows the 
 
     python examples/quickstart.py
 
+The same with nothing but pixels: a small detector learns to find the objects first, and its regions take the place of
+the true boxes, whose features are drawn with the scenes:
+
+    python examples/quickstart.py --detect_regions --output_dir outputs/quickstart_from_pixels
+
 The scenes of the test split hold pairs of objects that no training scene holds.
 """
 
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +36,12 @@ from training import format_table
 EXAMPLES = Path(__file__).resolve().parent
 
 GENERATE = "--num_train 12000 --num_validation 200 --num_test 200"
+TRAIN_DETECTOR = """
+    --do_train --do_eval --max_train_steps 1100 --per_device_train_batch_size 8 --learning_rate 2e-3
+    --num_warmup_steps 50 --overwrite_output_dir
+"""
+# The pictures of 128 x 128 pixels go along, to be shown.
+EXTRACT = "--columns captions --thumbnails 128 --batch_size 8"
 # 3 + 1 + 1 layers of width 128. So few passes over the data leave nothing for dropout to do, and one masked modality
 # at a time (the default) would halve what is learned in these minutes. No first caption has more than 20 tokens.
 PRETRAIN = """
@@ -58,6 +70,27 @@ def run(*command: str):
     """Runs a script with this interpreter, after showing the command."""
     print(f"\n$ python {shlex.join(command)}\n", flush=True)
     subprocess.run([sys.executable, *command], check=True, env=os.environ | CPU_ENVIRONMENT)
+
+
+def detect_regions(scenes: Path, output_dir: Path) -> list[str]:
+    """
+    Trains a detector on the pictures of the scenes, and makes a region dataset of what it finds.
+
+    Returns:
+        The arguments of run_pretrain.py that name the dataset and the detector.
+    """
+    detector, regions = output_dir / "detector", output_dir / "regions"
+    shutil.rmtree(regions, ignore_errors=True)  # of another detector
+    run(
+        *(str(EXAMPLES / "train_region_detector.py"), "--dataset_name", str(scenes)),
+        *(*TRAIN_DETECTOR.split(), "--output_dir", str(detector)),
+    )
+    for split in ("train", "validation", "test"):
+        run(
+            *(str(EXAMPLES / "extract_regions.py"), str(scenes), str(regions), "--split", split),
+            *("--detector", str(detector), *EXTRACT.split()),
+        )
+    return ["--dataset_name", str(regions), "--region_detector", str(detector)]
 
 
 def retrieval_table(scores: np.ndarray) -> str:
@@ -97,22 +130,28 @@ def draw_top_images(
 def main():
     parser = argparse.ArgumentParser(description="Generate scenes, pretrain a tiny InterBERT, retrieve scenes.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"), help="Where all of it goes.")
+    parser.add_argument(
+        "--detect_regions",
+        action="store_true",
+        help="Trains a detector first, and takes its regions, not the true boxes.",
+    )
     args = parser.parse_args()
     start = time.monotonic()
     scenes, model_dir = args.output_dir / "scenes", args.output_dir / "model"
 
     run(str(EXAMPLES / "generate_scenes.py"), str(scenes), *GENERATE.split(), "--overwrite")
+    dataset = detect_regions(scenes, args.output_dir) if args.detect_regions else ["--dataset_name", str(scenes)]
     run(
         *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
         *("--num_cpu_threads_per_process", str(torch.get_num_threads()), str(EXAMPLES / "run_pretrain.py")),
-        *("--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")),
+        *(*dataset, "--tokenizer_name", str(scenes / "tokenizer")),
         *PRETRAIN.split(),
         *("--output_dir", str(model_dir)),
     )
 
     model = InterBERTForPreTraining.from_pretrained(model_dir)
     processor = InterBERTProcessor.from_pretrained(model_dir)
-    regions = load_region_dataset(scenes, "test")
+    regions = load_region_dataset(dataset[1], "test")
     captions = [regions.captions(i)[0] for i in range(len(regions))]
     records = [regions[i] for i in range(len(regions))]
     scores = score_captions_against_images(Accelerator(cpu=True), model, processor, captions, records)

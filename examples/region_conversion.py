@@ -112,13 +112,17 @@ class Converter:
         self.layout: dict[str, str] = {}  # of the first image: columns, with dtype and width of some
         self.schema: pa.Schema | None = None  # of Parquet
 
-    @property
-    def limits(self) -> dict[str, Any]:
-        """What is left of the regions, as a detector can be told it: see [`load_region_extractor`]."""
-        limits = {} if self.max_regions is None else {"max_regions": self.max_regions}
+    def tighten(self, region_detector: Mapping[str, Any]) -> dict[str, Any]:
+        """What is known of the detector, with limits such that it finds no other regions than those that are kept."""
+        detector = dict(region_detector)
+        if "max_regions" not in detector:  # windows have no limits
+            return detector
+        if self.max_regions is not None:
+            detector["max_regions"] = min(detector["max_regions"], self.max_regions)
         if self.min_confidence is not None:
-            limits |= {"min_score": self.min_confidence, "min_regions": 1}
-        return limits
+            detector["min_score"] = max(detector["min_score"], self.min_confidence)
+            detector["min_regions"] = 1
+        return detector | {"min_regions": min(detector["min_regions"], detector["max_regions"])}
 
     def begin(self, image_ids: Sequence[str], to: str, on_error: str) -> list[str]:
         """

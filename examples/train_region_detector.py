@@ -41,7 +41,6 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import set_seed
-from huggingface_hub import HfApi
 
 from arguments import parse_arguments, to_recipe
 from data_loading import Batch
@@ -49,6 +48,7 @@ from files import write_json, write_text
 from finetuning import TaskArguments, check_held_out, make_loader, predict
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_operators import box_iou
+from publishing import upload_model
 from training import (
     OutputArguments,
     TrainingArguments,
@@ -150,8 +150,13 @@ class LabelledPictures(torch.utils.data.Dataset):
         dataset: One split.
         image_column: That of the pictures.
 
+    Attributes:
+        labels: What is true of each picture: `boxes` float32 `(n, 4)` in its pixels, `class_ids` int64 `(n,)`.
+        num_classes: That there are.
+
     Raises:
-        ValueError: a column is missing or of another type, or the split is empty.
+        ValueError: a column is missing or of another type, there is no picture or no box, or a box is not within its
+            picture or has no class; the message names the image.
     """
 
     def __init__(self, dataset: datasets.Dataset, image_column: str):
@@ -166,6 +171,30 @@ class LabelledPictures(torch.utils.data.Dataset):
         self.dataset = dataset.select_columns(columns)
         self.image_column = image_column
         self.image_ids = list(dataset["image_id"])
+        without_pictures = self.dataset.remove_columns(image_column).with_format("numpy")
+        self.labels = [self._read_labels(row) for row in without_pictures]
+        self.num_classes = max(
+            (int(labels["class_ids"].max()) + 1 for labels in self.labels if len(labels["boxes"])), default=0
+        )
+        if self.num_classes == 0:
+            raise ValueError("Column 'boxes' must have boxes, got none.")
+
+    def _read_labels(self, row: dict[str, Any]) -> dict[str, torch.Tensor]:
+        boxes = np.array(list(row["boxes"]), dtype=np.float32).reshape(-1, 4)
+        class_ids = np.array(row["class_ids"], dtype=np.int64)
+        if len(class_ids) != len(boxes) or (class_ids < 0).any():
+            raise ValueError(
+                f"image_id {row['image_id']}: expected a class for each of {len(boxes)} boxes, got {class_ids}."
+            )
+        limits = np.array([row["width"], row["height"]] * 2)
+        is_inside = ((boxes >= -1) & (boxes <= limits + 1)).all(axis=1)
+        is_right = is_inside & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
+        if not is_right.all():
+            raise ValueError(
+                f"image_id {row['image_id']}: expected boxes (x1, y1, x2, y2) with x1 < x2 and y1 < y2, within the "
+                f"picture of {limits[0]} x {limits[1]} pixels, got {boxes[np.argmin(is_right)].tolist()}."
+            )
+        return {"boxes": torch.tensor(boxes), "class_ids": torch.tensor(class_ids)}
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -173,39 +202,14 @@ class LabelledPictures(torch.utils.data.Dataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         values = self.dataset[row]
         picture = values[self.image_column]
-        if picture is None:
-            raise ValueError(f"image_id {values['image_id']!r}: expected a picture, got none.")
-        labels = {
-            "boxes": torch.tensor(values["boxes"], dtype=torch.float32).view(-1, 4),
-            "class_ids": torch.tensor(values["class_ids"], dtype=torch.long),
-        }
-        return {"image_id": values["image_id"], "image": picture.convert("RGB"), "labels": labels}
-
-    def labels(self) -> list[dict[str, torch.Tensor]]:
-        """Those of all pictures."""
-        boxes_only = self.dataset.select_columns(["boxes", "class_ids"]).with_format("numpy")
-        return [
-            {
-                "boxes": torch.tensor(np.array(list(row["boxes"]), dtype=np.float32).reshape(-1, 4)),
-                "class_ids": torch.tensor(np.array(row["class_ids"], dtype=np.int64)),
-            }
-            for row in boxes_only
-        ]
-
-    def num_classes(self) -> int:
-        """
-        Classes that there are.
-
-        Raises:
-            ValueError: a region has none.
-        """
-        class_ids = np.concatenate([labels["class_ids"] for labels in self.labels()])
-        if len(class_ids) == 0 or class_ids.min() < 0:
+        expected = (values["width"], values["height"])
+        if picture is None or picture.size != expected:
+            got = "none" if picture is None else f"one of {picture.width} x {picture.height}"
             raise ValueError(
-                "Column 'class_ids' must have a class for every box, and there must be boxes, got "
-                f"{'none' if len(class_ids) == 0 else class_ids.min()}."
+                f"image_id {values['image_id']}: expected a picture of {expected[0]} x {expected[1]} pixels, which the "
+                f"boxes are in, got {got}."
             )
-        return int(class_ids.max()) + 1
+        return {"image_id": values["image_id"], "image": picture.convert("RGB"), "labels": self.labels[row]}
 
     def shapes(self) -> np.ndarray:
         """Integers `(pictures,)` by which those of similar shape are put together: widths in percent of heights."""
@@ -263,6 +267,8 @@ def build_detector(
     if args.config_overrides is not None:
         config.update_from_string(args.config_overrides)
         config.validate()  # setting values checks each of them, but not whether they fit together
+        if args.model_name_or_path is not None and "num_classes" in args.config_overrides:
+            config.num_attributes = 0  # they are predicted from the classes, and nothing is learned of them here
     if config.num_classes < num_classes:
         raise ValueError(
             f"The detector must have the dataset's {num_classes} classes, got {config.num_classes}: see "
@@ -336,8 +342,6 @@ parameters and {num_classes:,} classes, trained on `{dataset_name}` by `examples
 
     python examples/extract_regions.py photographs my_regions --detector {name}
 
-Measured on the split `{validation_split}` (`eval_results.json`):
-
 {results}
 """
 
@@ -354,24 +358,19 @@ def publish_detector(run: TrainingRun, args: PictureArguments):
         return
     output_args = run.output_args
     measured = {name: value for name, value in run.results[-1].items() if name.startswith("eval_")}
+    results = [f"- {name.removeprefix('eval_')}: {value:.4f}" for name, value in measured.items()]
+    if results:
+        results = [f"Measured on the split `{args.validation_split}` (`eval_results.json`):\n", *results]
     card = CARD.format(
         num_parameters=detector.num_parameters(),
         num_classes=detector.config.num_classes,
         dataset_name=args.dataset_name,
         name=run.repo_id or output_args.output_dir,
-        validation_split=args.validation_split,
-        results="\n".join(f"- {name.removeprefix('eval_')}: {value:.4f}" for name, value in measured.items()),
+        results="\n".join(results or ["It was not evaluated while it was trained."]),
     )
     write_text(run.output_dir / "README.md", card)
     print(f"\nThe detector is in {output_args.output_dir}: examples/extract_regions.py takes it as --detector.")
-    if output_args.push_to_hub:
-        commit = HfApi(token=output_args.hub_token).upload_folder(
-            repo_id=run.repo_id,
-            folder_path=output_args.output_dir,
-            commit_message="End of training",
-            ignore_patterns=["checkpoint-*", "*.unfinished*"],
-        )
-        print(f"Uploaded: {commit.commit_url}")
+    upload_model(run)
 
 
 def main():
@@ -403,9 +402,7 @@ def main():
             splits["validation"] = load_pictures(args, args.validation_split, task_args.max_eval_samples)
     if len(splits) == 2:
         check_held_out(splits["train"].image_ids, splits["validation"].image_ids, "pictures")
-    detector, image_processor = build_detector(
-        detector_args, max(pictures.num_classes() for pictures in splits.values())
-    )
+    detector, image_processor = build_detector(detector_args, max(pictures.num_classes for pictures in splits.values()))
     if detector.roi_heads.box_predictor.has_attributes:
         # Nothing is learned of attributes: what predicts them has no gradients.
         predictor = detector.roi_heads.box_predictor
@@ -426,7 +423,7 @@ def main():
         pictures = splits["validation"]
         collator = PictureCollator(image_processor, with_labels=False)
         found = predict(accelerator, model, pictures, collator, pictures.shapes(), read_regions, training_args)
-        return measure_regions(found, pictures.labels())
+        return measure_regions(found, pictures.labels)
 
     if task_args.do_train:
         pictures = splits["train"]

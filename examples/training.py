@@ -443,7 +443,7 @@ class TrainingRun:
         self.recipe = recipe
         # Before the training, so that a wrong name or token shows at once.
         is_pushed = output_args.push_to_hub and accelerator.is_main_process
-        self.repo_id = create_repository(output_args) if is_pushed else None
+        self.repo_id = create_repository(output_args, model.config) if is_pushed else None
         self.output_dir = Path(output_args.output_dir)
         self.checkpoints = CheckpointFolder(self.output_dir, output_args.save_total_limit)
 

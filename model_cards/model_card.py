@@ -114,11 +114,16 @@ class TrainedCard:
             card=self,
             is_interbert=is_interbert,
             architecture_picture=ARCHITECTURE_PICTURE,
-            region_detector=hub_name((getattr(self.config, "region_detector", None) or {}).get("name_or_path")),
+            region_detector=self._region_detector(),
             is_evaluated=any(name.startswith("eval_") for row in self.results for name in row),
             is_averaged=self.training_arguments.get("ema_decay") not in (None, "None"),
             results=markdown_table(self.results),
         )
+
+    def _region_detector(self) -> str | None:
+        """Its name on the Hub, if the configuration has one."""
+        detector = getattr(self.config, "region_detector", None)
+        return hub_name(detector["name_or_path"] if isinstance(detector, dict) else detector)
 
     def _evaluation(self) -> list[EvalResult]:
         """The last results, as the metadata has them."""

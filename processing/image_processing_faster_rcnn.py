@@ -14,6 +14,9 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 from .modeling_faster_rcnn import read_original_config
 
+# In pixels, of the resized picture: two cells of the detector's map, whatever the shape.
+SHORTEST_SIDE = 32
+
 
 class FasterRCNNImageProcessor(BaseImageProcessor):
     r"""
@@ -118,7 +121,7 @@ class FasterRCNNImageProcessor(BaseImageProcessor):
         scale = self.shortest_edge / min(height, width)
         if scale * max(height, width) > self.longest_edge:
             scale = self.longest_edge / max(height, width)
-        size = [max(1, int(scale * length + 0.5)) for length in (height, width)]
+        size = [max(SHORTEST_SIDE, int(scale * length + 0.5)) for length in (height, width)]
         return torch.nn.functional.interpolate(picture[None], size=size, mode="bilinear", align_corners=False)[0]
 
     @classmethod

@@ -8,6 +8,7 @@ of texts and images, choices, features.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 from transformers.pipelines.base import ChunkPipeline
+from transformers.utils import logging
+
+from .region_extractors import detector_settings, read_pictures
+
+logger = logging.get_logger(__name__)
 
 
 class RegionPipeline(ChunkPipeline):
@@ -49,8 +55,12 @@ class RegionPipeline(ChunkPipeline):
         **kwargs,
     ):
         super().__init__(model=model, batch_size=batch_size, **kwargs)
-        if self.processor.region_detector is None:
-            self.processor.region_detector = model.config.region_detector
+        named, ours = model.config.region_detector, self.processor.region_detector
+        if ours is None and named is not None:
+            self.processor = copy.copy(self.processor)  # the caller's stays as it is
+            self.processor.region_detector = detector_settings(named)
+        elif named is not None and detector_settings(named) != ours:
+            logger.warning(f"Pictures go through the detector of the processor, {ours}, not the model's, {named}.")
         self.region_dataset = region_dataset
         self._rows: dict[str, int] | None = None  # by image id, once one is asked for
 
@@ -78,14 +88,18 @@ class RegionPipeline(ChunkPipeline):
                 self._rows = {image_id: row for row, image_id in enumerate(_image_ids(self.region_dataset))}
             if image in self._rows:
                 return self.region_dataset[self._rows[image]]
+        num_images = "no" if self.region_dataset is None else f"{len(self.region_dataset):,}"
+        ids = f"the id of an image in `region_dataset`, which has {num_images} images"
         if self.processor.region_detector is None:
-            num_images = "no" if self.region_dataset is None else f"{len(self.region_dataset):,}"
             raise ValueError(
-                "`image`: expected the regions of an image, a dict with features, boxes, width and height, or the id "
-                f"of an image in `region_dataset`, which has {num_images} images, got {image!r:.80}. The checkpoint "
-                "names no detector for pictures."
+                f"`image`: expected the regions of an image, a dict with features, boxes, width and height, or {ids}, "
+                f"got {image!r:.80}. The checkpoint names no detector for pictures."
             )
-        return self.processor.detect_regions([image], device=self.device)[0]
+        try:
+            (picture,) = read_pictures([image])
+        except ValueError as error:
+            raise ValueError(f"`image`: expected regions, a picture, or {ids}. {error}") from error
+        return self.processor.detect_regions([picture], device=self.device)[0]
 
     def _pairs(self, image: Any, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> Iterator[dict]:
         """The model's inputs of each text with the image, one by one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 # What this file imports relatively is saved beside it: so the pipelines are part of every checkpoint with a processor.
 from .pipelines_interbert import RegionPipeline  # noqa: F401
-from .region_extractors import RegionExtractor, load_region_extractor, read_pictures
+from .region_extractors import LIMITS, RegionExtractor, detector_settings, load_region_extractor, read_pictures
 
 # The length of BERT's position table; tokenizers that were built from a vocabulary alone know no limit of their own.
 MAX_TEXT_LENGTH = 512
@@ -291,10 +292,10 @@ def _merge_positions(attention: torch.Tensor, memberships: dict[str, torch.Tenso
     }
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _load_region_extractor(settings: str, device: str) -> RegionExtractor:
-    # Kept for all processors of this process: those of a demo's checkpoints for search and questions share it, and
-    # none of them takes weights along to its workers.
+    # Kept for all processors of this process: those of checkpoints for search and for questions share one, whatever
+    # their limits, and none of them takes weights along to its workers.
     return load_region_extractor(**json.loads(settings), device=device)
 
 
@@ -333,19 +334,15 @@ class InterBERTProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase,
         region_feature_size: int = 2048,
         max_regions: int | None = None,
-        region_detector: str | dict[str, Any] | None = None,
+        region_detector: str | os.PathLike | dict[str, Any] | None = None,
     ):
         if region_feature_size < 1:
             raise ValueError(f"`region_feature_size`: expected at least 1, got {region_feature_size}.")
         if max_regions is not None and max_regions < 1:
             raise ValueError(f"`max_regions`: expected at least 1 or None, got {max_regions}.")
-        if isinstance(region_detector, str):
-            region_detector = {"name_or_path": region_detector}
-        if region_detector is not None and "name_or_path" not in region_detector:
-            raise ValueError(f"`region_detector`: expected a `name_or_path`, got {region_detector}.")
         self.region_feature_size = region_feature_size
         self.max_regions = max_regions
-        self.region_detector = region_detector
+        self.region_detector = None if region_detector is None else detector_settings(region_detector)
         super().__init__(tokenizer)
 
     def __call__(
@@ -484,11 +481,13 @@ class InterBERTProcessor(ProcessorMixin):
                 "`region_detector` where the processor is loaded, got pictures."
             )
         pictures = read_pictures(images)
-        extractor = _load_region_extractor(json.dumps(self.region_detector, sort_keys=True), str(device))
+        settings = detector_settings(self.region_detector)
+        limits = {name: settings.pop(name) for name in LIMITS if name in settings}
+        extractor = _load_region_extractor(json.dumps(settings, sort_keys=True), str(device)).limited(**limits)
         if extractor.region_feature_size != self.region_feature_size:
             raise ValueError(
                 f"`region_detector`: expected features of {self.region_feature_size} numbers, got a detector of "
-                f"{extractor.region_feature_size}, {self.region_detector['name_or_path']}."
+                f"{extractor.region_feature_size}, {settings['name_or_path']}."
             )
         # One by one: the padding of a batch would make what is found in a picture depend on the others.
         return [extractor([picture])[0] for picture in pictures]

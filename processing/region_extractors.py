@@ -31,6 +31,8 @@ from .region_operators import roi_align
 
 # Bins of each side that a region is aligned to, before their mean is its feature.
 ALIGNED_SIZE = 7
+LIMITS = ("min_regions", "max_regions", "min_score")
+DOWNLOAD_TIMEOUT = 30.0  # seconds, of a picture by its URL
 
 
 class RegionExtractor(ABC):
@@ -49,6 +51,20 @@ class RegionExtractor(ABC):
     @abstractmethod
     def device(self) -> torch.device:
         """Where the regions are found."""
+
+    @abstractmethod
+    def limited(self, **limits) -> RegionExtractor:
+        """
+        The same extractor, with the same weights, and other limits.
+
+        Args:
+            limits: `min_regions`, `max_regions` and `min_score`, as far as they change: so many of the best regions are
+                kept; of those up to `min_score`, only as many as `min_regions` calls for. A `max_regions` alone lowers
+                `min_regions` to it.
+
+        Raises:
+            ValueError: there is no such limit, or they contradict each other.
+        """
 
     @abstractmethod
     def extract(self, pictures: Sequence[Any]) -> list[Mapping[str, Any]]:
@@ -83,9 +99,11 @@ def _read_picture(index: int, image: Any) -> Any:
         image = os.fspath(image)
     try:
         if isinstance(image, str) or is_pil_image(image):
-            return load_image(image)
+            return load_image(image, timeout=DOWNLOAD_TIMEOUT)
+        if isinstance(image, torch.Tensor):
+            image = image.detach().cpu()
         return to_pil_image(image).convert("RGB")
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # those of the network, of PIL and of arrays have nothing in common
         given = f"{image!r:.80}" if isinstance(image, str) else f"{type(image).__name__} ({error})"
         raise ValueError(f"images[{index}]: expected a picture, its path, URL or base64, got {given}.") from error
 
@@ -110,6 +128,20 @@ def _to_arrays(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _change_limits(limits: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(changes.keys() - set(LIMITS))
+    if unknown:
+        raise ValueError(f"A detector has the limits {', '.join(LIMITS)}, got {unknown[0]}.")
+    changed = {**limits, **changes}
+    if "min_regions" not in changes:
+        changed["min_regions"] = min(changed["min_regions"], changed["max_regions"])
+    if not 0 <= changed["min_regions"] <= changed["max_regions"] or changed["max_regions"] < 1:
+        raise ValueError(
+            f"Expected 0 <= `min_regions` <= `max_regions`, got {changed['min_regions']} and {changed['max_regions']}."
+        )
+    return changed
+
+
 class BottomUpExtractor(RegionExtractor):
     """
     The regions of the bottom-up-attention Faster R-CNN.
@@ -118,9 +150,9 @@ class BottomUpExtractor(RegionExtractor):
         detector: In evaluation mode.
         image_processor: That of the detector.
         class_probs: Whether records have the probabilities of all classes, which `region_objective="soft_class"` needs.
-        limits: `min_regions`, `max_regions`, `min_score`, other than those of the detector's configuration: 10 to 36 or
-            36 of them for pretraining, 10 to 100 above 0.2 for VQA (Anderson et al. 2018), at most 16 above 0.1 for
-            products (InterBERT, appendix).
+        limits: Other than those of the detector's configuration, see [`RegionExtractor.limited`]: 10 to 36 or 36 for
+            pretraining, 10 to 100 above 0.2 for VQA (Anderson et al. 2018), at most 16 above 0.1 for products
+            (InterBERT, appendix).
     """
 
     def __init__(
@@ -133,7 +165,12 @@ class BottomUpExtractor(RegionExtractor):
         self.detector = detector
         self.image_processor = image_processor
         self.class_probs = class_probs
-        self.limits = limits
+        self.limits = _change_limits({name: getattr(detector.config, name) for name in LIMITS}, limits)
+
+    def limited(self, **limits) -> BottomUpExtractor:
+        return BottomUpExtractor(
+            self.detector, self.image_processor, self.class_probs, **_change_limits(self.limits, limits)
+        )
 
     @property
     def region_feature_size(self) -> int:
@@ -208,8 +245,7 @@ class DetectorExtractor(RegionExtractor):
         detector: As [`AutoModelForObjectDetection`] loads it, in evaluation mode.
         detector_processor: Its image processor.
         features: Of the boxes.
-        min_regions, max_regions, min_score: So many of the best boxes are kept; of those up to `min_score`, only as
-            many as `min_regions` calls for.
+        limits: See [`RegionExtractor.limited`]; by default 10 to 36 regions above 0.2.
     """
 
     def __init__(
@@ -217,18 +253,16 @@ class DetectorExtractor(RegionExtractor):
         detector: PreTrainedModel,
         detector_processor: BaseImageProcessor,
         features: BackboneFeatures,
-        min_regions: int = 10,
-        max_regions: int = 36,
-        min_score: float = 0.2,
+        **limits,
     ):
-        if not 0 <= min_regions <= max_regions or max_regions < 1:
-            raise ValueError(f"Expected 0 <= `min_regions` <= `max_regions`, got {min_regions} and {max_regions}.")
         self.detector = detector
         self.detector_processor = detector_processor
         self.features = features
-        self.min_regions = min_regions
-        self.max_regions = max_regions
-        self.min_score = min_score
+        self.limits = _change_limits({"min_regions": 10, "max_regions": 36, "min_score": 0.2}, limits)
+
+    def limited(self, **limits) -> DetectorExtractor:
+        limits = _change_limits(self.limits, limits)
+        return DetectorExtractor(self.detector, self.detector_processor, self.features, **limits)
 
     @property
     def region_feature_size(self) -> int:
@@ -249,9 +283,9 @@ class DetectorExtractor(RegionExtractor):
         return [record | {"features": own} for record, own in zip(records, features, strict=True)]
 
     def _select(self, detection: Mapping[str, torch.Tensor], picture: Any) -> dict[str, Any]:
-        order = detection["scores"].argsort(descending=True, stable=True)[: self.max_regions]
-        num_above = int((detection["scores"][order] > self.min_score).sum())
-        order = order[: max(num_above, min(self.min_regions, len(order)))]
+        order = detection["scores"].argsort(descending=True, stable=True)[: self.limits["max_regions"]]
+        num_above = int((detection["scores"][order] > self.limits["min_score"]).sum())
+        order = order[: max(num_above, min(self.limits["min_regions"], len(order)))]
         limits = detection["boxes"].new_tensor([picture.width, picture.height] * 2)
         return {
             "width": picture.width,
@@ -277,6 +311,12 @@ class WindowExtractor(RegionExtractor):
             raise ValueError(f"`grids` must be numbers of at least 1, at least one of them, got {list(grids)}.")
         self.features = features
         self.grids = tuple(grids)
+        self.limits: dict[str, Any] = {}
+
+    def limited(self, **limits) -> WindowExtractor:
+        if limits:
+            raise ValueError(f"`{next(iter(limits))}`: windows are as many as `grids` says, got {limits}.")
+        return self
 
     @property
     def region_feature_size(self) -> int:
@@ -303,10 +343,25 @@ class WindowExtractor(RegionExtractor):
         ]
 
 
+def detector_settings(region_detector: str | os.PathLike | Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a configuration says of a detector, as the arguments of [`load_region_extractor`].
+
+    Raises:
+        ValueError: no detector is named.
+    """
+    if isinstance(region_detector, (str, os.PathLike)):
+        return {"name_or_path": os.fspath(region_detector)}
+    if not isinstance(region_detector, Mapping) or "name_or_path" not in region_detector:
+        raise ValueError(f"`region_detector`: expected a name, or a dict with a `name_or_path`, got {region_detector}.")
+    return dict(region_detector)
+
+
 def load_region_extractor(
     name_or_path: str,
     revision: str = "main",
     backbone: str | None = None,
+    backbone_revision: str = "main",
     grids: Sequence[int] | None = None,
     class_probs: bool = False,
     device: str | torch.device = "cpu",
@@ -315,20 +370,18 @@ def load_region_extractor(
     """
     Args:
         name_or_path: A Faster R-CNN as [`FasterRCNNForRegionFeatures`] saves it, or a folder with the published
-            checkpoint; any detector of Transformers; or `"windows"`. No code of the repository is run.
+            checkpoint; any detector of Transformers; or `"windows"`. No code of its repository is run.
         revision: Branch, tag or commit of the detector on the Hub.
-        backbone: Checkpoint whose features regions get; for all but a Faster R-CNN.
+        backbone: Checkpoint whose features regions get; for all but a Faster R-CNN. No code of its repository is run.
+        backbone_revision: Branch, tag or commit of the backbone on the Hub.
         grids: Of [`WindowExtractor`].
         class_probs: See [`BottomUpExtractor`].
-        limits: `min_regions`, `max_regions`, `min_score`, other than those of the detector.
+        limits: See [`RegionExtractor.limited`].
 
     Raises:
-        ValueError: an argument is missing, or does not go with this kind of detector.
+        ValueError: an argument is missing, does not go with this kind of detector, or is no detector or backbone.
         OSError: there is no such checkpoint.
     """
-    unknown = sorted(limits.keys() - {"min_regions", "max_regions", "min_score"})
-    if unknown:
-        raise ValueError(f"A detector has the limits min_regions, max_regions and min_score, got {unknown[0]}.")
     is_windows = name_or_path == "windows"
     if grids is not None and not is_windows:
         raise ValueError(f"`grids`: expected none, as {name_or_path} finds regions itself, got {list(grids)}.")
@@ -349,15 +402,20 @@ def load_region_extractor(
         raise ValueError(f"`class_probs`: only a Faster R-CNN gives them, got {name_or_path}.")
     if backbone is None:
         raise ValueError(f"`backbone`: expected a checkpoint for the features of {name_or_path}, got none.")
-    # AutoBackbone takes no folders.
-    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(AutoConfig.from_pretrained(backbone))]
-    features = BackboneFeatures(
-        backbone_class.from_pretrained(backbone).eval().to(device), AutoImageProcessor.from_pretrained(backbone)
-    )
+    features = _load_backbone(backbone, backbone_revision, device)
     if is_windows:
-        if limits:
-            raise ValueError(f"`{next(iter(limits))}`: windows are as many as `grids` says, got {limits}.")
-        return WindowExtractor(features) if grids is None else WindowExtractor(features, grids)
-    detector = AutoModelForObjectDetection.from_pretrained(name_or_path, revision=revision).eval().to(device)
-    image_processor = AutoImageProcessor.from_pretrained(name_or_path, revision=revision)
-    return DetectorExtractor(detector, image_processor, features, **limits)
+        extractor = WindowExtractor(features) if grids is None else WindowExtractor(features, grids)
+        return extractor.limited(**limits)
+    options = {"revision": revision, "trust_remote_code": False}
+    detector = AutoModelForObjectDetection.from_pretrained(name_or_path, **options).eval().to(device)
+    return DetectorExtractor(detector, AutoImageProcessor.from_pretrained(name_or_path, **options), features, **limits)
+
+
+def _load_backbone(name_or_path: str, revision: str, device: str | torch.device) -> BackboneFeatures:
+    options = {"revision": revision, "trust_remote_code": False}
+    config_class = type(AutoConfig.from_pretrained(name_or_path, **options))
+    if config_class not in MODEL_FOR_BACKBONE_MAPPING:
+        raise ValueError(f"`backbone`: expected one of Transformers' backbones, got a {config_class.__name__}.")
+    # AutoBackbone takes no folders.
+    backbone = MODEL_FOR_BACKBONE_MAPPING[config_class].from_pretrained(name_or_path, revision=revision)
+    return BackboneFeatures(backbone.eval().to(device), AutoImageProcessor.from_pretrained(name_or_path, **options))

@@ -40,6 +40,36 @@ class RowGroup(NamedTuple):
     maxima: dict[str, Any]  # by column, where the file says them
 
 
+def find_parquet_files(
+    name_or_path: str | os.PathLike, split: str, **kwargs
+) -> tuple[list[str], datasets.Features | None]:
+    """
+    The files of a split as `datasets.load_dataset` finds them, and the features of the dataset if it states them.
+
+    Args:
+        name_or_path: A local folder of Parquet files, or the name of a dataset on the Hub.
+        split: Name of a split.
+        kwargs: Further arguments of `datasets.load_dataset_builder`, such as `name`, `revision` or `token`.
+
+    Raises:
+        ValueError: there is no such folder or dataset, no such split (the message names those there are), or it does
+            not consist of Parquet files.
+    """
+    path = os.path.expanduser(os.fspath(name_or_path))
+    try:
+        builder = datasets.load_dataset_builder(path, **kwargs)
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        raise ValueError(f"Could not open the dataset {path!r}: {error}") from error
+    splits = builder.config.data_files or {}
+    if split not in splits:
+        raise ValueError(f"{name_or_path} has no split {split!r}, got {sorted(map(str, splits))}.")
+    files = list(splits[split])
+    other = [file for file in files if not file.endswith(".parquet")]
+    if other:
+        raise ValueError(f"Only Parquet files can be streamed, got {other[0]}.")
+    return files, builder.info.features
+
+
 class RegionStream:
     """
     The row groups of a split, gathered to windows.
@@ -81,18 +111,8 @@ class RegionStream:
             ValueError: there is no such folder or dataset, no such split (the message names those there are), or it
                 does not consist of Parquet files.
         """
+        files, _ = find_parquet_files(name_or_path, split, **kwargs)
         path = os.path.expanduser(os.fspath(name_or_path))
-        try:
-            builder = datasets.load_dataset_builder(path, **kwargs)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:
-            raise ValueError(f"Could not open the region dataset {os.fspath(name_or_path)!r}: {error}") from error
-        splits = builder.config.data_files or {}
-        if split not in splits:
-            raise ValueError(f"{name_or_path} has no split {split!r}, got {sorted(map(str, splits))}.")
-        files = list(splits[split])
-        other = [file for file in files if not file.endswith(".parquet")]
-        if other:
-            raise ValueError(f"Only Parquet files can be streamed, got {other[0]}.")
         hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
         return cls(files, rows_per_window, read_region_detector(path, split, **hub_options))
 

@@ -40,7 +40,6 @@ def folder(tmp_path_factory) -> Path:
     processor = InterBERTProcessor(
         AutoTokenizer.from_pretrained(folder / "scenes" / "tokenizer"),
         region_feature_size=REGION_FEATURE_SIZE,
-        region_detector=str(detector),
     )
     torch.manual_seed(0)
     config = InterBERTConfig(
@@ -66,6 +65,8 @@ def folder(tmp_path_factory) -> Path:
         ("retrieval_model", InterBERTForImageRetrieval),
     ):
         perturb(model_class(config)).save_pretrained(folder / name)
+        max_regions = 1 if name == "vqa_model" else 5
+        processor.region_detector = {"name_or_path": str(detector), "max_regions": max_regions}
         processor.save_pretrained(folder / name)
     return folder
 
@@ -147,10 +148,19 @@ def test_pictures_of_visitors(demo, folder, tmp_path, monkeypatch):
     path = save_noise(tmp_path / "own.png", (300, 2000))
     image_id = demo.add_picture(path)
     assert demo.add_picture(path) == image_id
+    black = []
+    for size in ((20, 30), (30, 20)):
+        Image.new("RGB", size).save(tmp_path / "black.png")
+        black.append(demo.add_picture(str(tmp_path / "black.png")))
+    assert black[0] != black[1]
     assert demo.picture(image_id).size == (154, 1024) and demo.caption(image_id) == ""
+    # Found in the picture as it is, not in what is shown of it; and by each model as it has learned it.
     record = demo.regions_of(image_id)
-    (expected,) = demo.processor.detect_regions(demo.picture(image_id))
+    (expected,) = demo.processor.detect_regions(path)
     np.testing.assert_array_equal(record["boxes"], expected["boxes"])
+    assert (record["width"], record["height"]) == (300, 2000) and len(record["boxes"]) > 1
+    record = demo.regions_of(image_id, are_of_answerer=True)
+    assert len(record["boxes"]) == 1
     _, outputs = run_model(folder, InterBERTForVQA, "vqa_model", "what colour is the circle", record)
     scores = dict(zip(ANSWERS, outputs.logits[0].sigmoid().tolist(), strict=True))
     answers = demo.answer(image_id, "what colour is the circle")

@@ -54,6 +54,7 @@ def assert_close(folder: Path, expected: Path, atol: float):
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 def test_fsdp_trains_what_data_parallelism_trains(scenes, tmp_path):
     """The FSDP configuration of the examples, cut down to two CPU processes, stopped and resumed on the way."""
     config = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())

@@ -4,11 +4,13 @@ import base64
 import functools
 import http.server
 import importlib.util
+import io
 import json
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,9 +22,12 @@ from transformers import pipeline
 
 from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
+from model_loading import ModelArguments, find_region_detector
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from processing import FasterRCNNForRegionFeatures, FasterRCNNImageProcessor, InterBERTProcessor, load_region_dataset
+from processing.processing_interbert import _load_region_extractor
 from processing.region_dataset import read_region_detector
+from region_conversion import Converter
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FEATURE_SIZE = 32
@@ -155,12 +160,23 @@ def test_handler_takes_pictures_but_no_files_of_the_server(checkpoint, expected,
     handler = load_handler()(str(checkpoint))
     path = photographs / "beach.png"
     picture = base64.b64encode(path.read_bytes()).decode()
-    check_answers(handler({"inputs": {"image": picture, "question": QUESTION}}), expected)
-    for inputs in ({"image": str(path), "question": QUESTION}, [{"image": str(path), "question": QUESTION}]):
-        with pytest.raises(ValueError, match="`image`: expected a URL, base64 or regions, got '/"):
-            handler({"inputs": inputs})
-    with pytest.raises(ValueError, match="expected a URL, base64 or regions"):
-        handler({"inputs": str(path), "parameters": {"question": QUESTION}})
+    for image in (picture, f"data:image/png;base64,{picture}"):
+        check_answers(handler({"inputs": {"image": image, "question": QUESTION}}), expected)
+        check_answers(handler({"inputs": [image], "parameters": {"question": QUESTION}})[0], expected)
+    # Whether the server has a file does not show, either.
+    for image in (str(path), "/nowhere.png"):
+        for inputs in (image, {"image": image}, [image], [{"image": image}]):
+            with pytest.raises(ValueError, match="`image`: expected regions, a picture, .* got 'data:image/;base64,"):
+                handler({"inputs": inputs, "parameters": {"question": QUESTION}})
+
+
+def test_handler_refuses_pictures_that_would_fill_the_memory(checkpoint):
+    handler = load_handler()(str(checkpoint))
+    file = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(file, "PNG")
+    assert len(file.getvalue()) < 20_000
+    with pytest.raises(ValueError, match="`image`: expected regions, a picture"):
+        handler({"inputs": {"image": base64.b64encode(file.getvalue()).decode(), "question": QUESTION}})
 
 
 @pytest.mark.parametrize(
@@ -172,6 +188,8 @@ def test_handler_takes_pictures_but_no_files_of_the_server(checkpoint, expected,
         (np.zeros((5, 5)), r"images\[0\]: expected a picture, .* got ndarray"),
         ([], "expected at least one picture, got none"),
         ("A" * 5000, r"images\[0\]: expected a picture.{50,130}$"),
+        ("http://127.0.0.1:9/a.png", r"images\[0\]: expected a picture, .* got 'http://127.0.0.1:9/a.png'"),
+        ("http://", r"images\[0\]: expected a picture"),
     ],
 )
 def test_what_is_no_picture(images, message, checkpoint, photographs, monkeypatch):
@@ -186,9 +204,9 @@ def test_detectors_that_do_not_fit(checkpoint, detector, photograph, tmp_path):
         tiny_processor()(images=photograph)
     with pytest.raises(ValueError, match="features of 6 numbers, got a detector of 32, "):
         tiny_processor(region_detector=str(detector))(images=photograph)
-    with pytest.raises(ValueError, match="expected a `name_or_path`, got {'revision': 'main'}"):
+    with pytest.raises(ValueError, match="or a dict with a `name_or_path`, got {'revision': 'main'}"):
         tiny_processor(region_detector={"revision": "main"})
-    with pytest.raises(ValueError, match="limits min_regions, max_regions and min_score, got best"):
+    with pytest.raises(ValueError, match="limits min_regions, max_regions, min_score, got best"):
         tiny_processor(FEATURE_SIZE, region_detector={"name_or_path": str(detector), "best": 3})(images=photograph)
     with pytest.raises(OSError, match="nowhere"):
         tiny_processor(FEATURE_SIZE, region_detector="./nowhere")(images=photograph)
@@ -197,13 +215,34 @@ def test_detectors_that_do_not_fit(checkpoint, detector, photograph, tmp_path):
         processor(images=photograph, regions=tiny_record_of(photograph, "a"))
     with pytest.raises(Exception, match="`region_detector` must have a `name_or_path`"):
         InterBERTConfig(region_detector={"revision": "main"})
-    assert InterBERTConfig(region_detector="org/x").region_detector == {"name_or_path": "org/x"}
 
 
 def test_limits_are_those_of_the_training(detector, photograph):
-    settings = {"name_or_path": str(detector), "min_regions": 1, "max_regions": 1}
-    processor = tiny_processor(FEATURE_SIZE, region_detector=settings)
-    assert processor(images=photograph)["region_features"].shape == (1, 1, FEATURE_SIZE)
+    counts = []
+    for limits in ({"max_regions": 1}, {"min_regions": 3, "max_regions": 3}):
+        processor = tiny_processor(FEATURE_SIZE, region_detector={"name_or_path": str(detector), **limits})
+        counts.append(processor(images=photograph)["region_features"].shape[1])
+    assert counts == [1, 3]
+    with pytest.raises(ValueError, match="Expected 0 <= `min_regions` <= `max_regions`, got 4 and 3"):
+        processor.region_detector = {"name_or_path": str(detector), "min_regions": 4, "max_regions": 3}
+        processor(images=photograph)
+
+
+def test_a_detector_is_loaded_once_whatever_its_limits(detector, photograph, monkeypatch):
+    load, calls = FasterRCNNForRegionFeatures.from_pretrained, []
+    monkeypatch.setattr(
+        FasterRCNNForRegionFeatures,
+        "from_pretrained",
+        lambda *args, **kwargs: calls.append(args) or load(*args, **kwargs),
+    )
+    _load_region_extractor.cache_clear()
+    processors = [
+        tiny_processor(FEATURE_SIZE, region_detector={"name_or_path": str(detector), "max_regions": count})
+        for count in (1, 2)
+    ]
+    for processor in processors * 2:
+        processor.detect_regions(photograph)
+    assert len(calls) == 1
 
 
 def test_pipelines_follow_the_configuration_of_the_model(detector, photograph, tmp_path):
@@ -211,7 +250,15 @@ def test_pipelines_follow_the_configuration_of_the_model(detector, photograph, t
     model = task_model(InterBERTForImageRetrieval, region_feature_size=FEATURE_SIZE, region_detector=str(detector))
     model.save_pretrained(tmp_path)
     tiny_processor(FEATURE_SIZE).save_pretrained(tmp_path)
-    run = pipeline("zero-shot-image-classification", model=str(tmp_path), trust_remote_code=True, device="cpu")
+    own_processor = tiny_processor(FEATURE_SIZE)
+    run = pipeline(
+        "zero-shot-image-classification",
+        model=str(tmp_path),
+        processor=own_processor,
+        trust_remote_code=True,
+        device="cpu",
+    )
+    assert own_processor.region_detector is None
     found = {item["label"]: item["score"] for item in run(photograph, ["a red dog", "a cat"])}
     with torch.inference_mode():
         inputs = tiny_processor(FEATURE_SIZE, region_detector=str(detector))(
@@ -287,14 +334,14 @@ def run_script(name: str, *arguments):
 
 def test_a_model_trained_on_regions_takes_photographs(detector, tmp_path, capsys):
     write_scenes(tmp_path / "scenes", num_train=8, num_validation=4, num_test=4)
-    limits = ["--min_regions", 1, "--max_regions", 3, "--min_score", 0.2]
+    limits = ["--min_regions", 2, "--max_regions", 4, "--min_score", 0.2]
     for split in ("train", "validation"):
         options = ["--split", split, "--columns", "captions", "--thumbnails", 32, "--device", "cpu"]
         run_script(
             "extract_regions", tmp_path / "scenes", tmp_path / "found", "--detector", detector, *options, *limits
         )
     # A folder of this machine is no name of a detector elsewhere; what else is known of it goes along.
-    known = {"min_regions": 1, "max_regions": 3, "min_score": 0.2}
+    known = {"min_regions": 2, "max_regions": 4, "min_score": 0.2}
     assert read_region_detector(str(tmp_path / "found"), "train[:50%]+validation") == known
     regions = load_region_dataset(tmp_path / "found", "train")
     assert regions.region_detector == known
@@ -302,8 +349,8 @@ def test_a_model_trained_on_regions_takes_photographs(detector, tmp_path, capsys
     assert regions.image_ids == scenes.image_ids and regions.captions(3) == scenes.captions(3)
 
     # It goes on with the scripts that make one dataset of another.
-    run_script("convert_regions", tmp_path / "found", tmp_path / "fewer", "--source_split", "train", "--max_regions", 2)
-    assert read_region_detector(str(tmp_path / "fewer"), "train") == known | {"max_regions": 2}
+    run_script("convert_regions", tmp_path / "found", tmp_path / "fewer", "--source_split", "train", "--max_regions", 1)
+    assert read_region_detector(str(tmp_path / "fewer"), "train") == known | {"min_regions": 1, "max_regions": 1}
 
     training = ["--dataset_name", tmp_path / "found", "--tokenizer_name", tmp_path / "scenes" / "tokenizer"]
     training += ["--objectives", "mlm,mom,itm", "--max_train_steps", 1, "--retrieval_eval_size", 0]
@@ -317,11 +364,55 @@ def test_a_model_trained_on_regions_takes_photographs(detector, tmp_path, capsys
     assert InterBERTConfig.from_pretrained(tmp_path / "named").region_detector == settings
     assert InterBERTProcessor.from_pretrained(tmp_path / "named").region_detector == settings
 
-    run = pipeline(
-        "zero-shot-image-classification", model=str(tmp_path / "named"), trust_remote_code=True, device="cpu"
-    )
-    picture, record = scenes.dataset[0]["image"], regions[0]
-    caption = regions.captions(0)[0]
-    (found,) = run(image=picture, candidate_labels=[caption])
-    (read,) = run(image=record, candidate_labels=[caption])
-    assert found["score"] == pytest.approx(read["score"], abs=1e-4)
+    processor = InterBERTProcessor.from_pretrained(tmp_path / "named")
+    for row in range(8):
+        (found,) = processor.detect_regions(scenes.dataset[row]["image"])
+        assert found.keys() | {"image_id"} == regions[row].keys() | {"attribute_ids", "attribute_scores"}
+        np.testing.assert_allclose(found["boxes"], regions[row]["boxes"], atol=1e-3)
+        np.testing.assert_allclose(found["features"], regions[row]["features"], rtol=2e-3, atol=1e-2)
+
+    # Others could not open it.
+    with pytest.raises(ValueError, match="`--push_to_hub`: expected a `--region_detector` that is on the Hub"):
+        run_script(
+            "run_pretrain",
+            *training,
+            "--output_dir",
+            tmp_path / "pushed",
+            "--region_detector",
+            detector,
+            "--push_to_hub",
+        )
+
+
+def test_limits_are_tightened():
+    found = {"name_or_path": "org/d", "min_regions": 10, "max_regions": 36, "min_score": 0.2}
+    assert Converter(None).tighten(found) == found
+    assert Converter(None, max_regions=50, min_confidence=0.1).tighten(found) == found | {"min_regions": 1}
+    fewer = {"min_regions": 5, "max_regions": 5}
+    assert Converter(None, max_regions=5).tighten(found) == found | fewer
+    assert Converter(None, min_confidence=0.5).tighten(found) == found | {"min_regions": 1, "min_score": 0.5}
+    windows = {"name_or_path": "windows", "backbone": "org/b", "grids": [2]}
+    assert Converter(None, max_regions=5).tighten(windows) == windows
+
+
+@pytest.mark.parametrize(
+    "argument, of_dataset, of_checkpoint, expected",
+    [
+        (None, None, None, None),
+        (None, {"max_regions": 9}, None, None),
+        (None, {"name_or_path": "d", "max_regions": 9}, "c", {"name_or_path": "d", "max_regions": 9}),
+        (None, None, "c", {"name_or_path": "c"}),
+        # From pretraining to a task with more regions, by a copy of the detector.
+        (
+            None,
+            {"max_regions": 100},
+            {"name_or_path": "c", "revision": "r", "max_regions": 36},
+            {"name_or_path": "c", "revision": "r", "max_regions": 100},
+        ),
+        ("a", {"name_or_path": "windows", "grids": [2], "backbone": "b"}, "c", {"name_or_path": "a"}),
+        ("a", {"backbone": "b", "max_regions": 9}, None, {"name_or_path": "a", "backbone": "b", "max_regions": 9}),
+    ],
+)
+def test_the_first_detector_that_is_named(argument, of_dataset, of_checkpoint, expected):
+    args = ModelArguments(model_name_or_path="m", region_detector=argument)
+    assert find_region_detector(args, [Mock(region_detector=of_dataset)], of_checkpoint) == expected

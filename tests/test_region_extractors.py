@@ -1,15 +1,23 @@
 """From pictures to records, with tiny random detectors and backbones."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ResNetBackbone, ResNetConfig, YolosConfig, YolosForObjectDetection
+from transformers import BertConfig, ResNetBackbone, ResNetConfig, YolosConfig, YolosForObjectDetection
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
 
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
-from processing.region_extractors import BackboneFeatures, BottomUpExtractor, DetectorExtractor, WindowExtractor
+from processing.region_extractors import (
+    BackboneFeatures,
+    BottomUpExtractor,
+    DetectorExtractor,
+    WindowExtractor,
+    load_region_extractor,
+)
 from processing.region_formats import check_record
 
 SIDE = 64
@@ -137,3 +145,31 @@ def test_bad_arguments(detector, features):
         DetectorExtractor(*detector, features, min_regions=7, max_regions=6)
     with pytest.raises(ValueError, match="`grids` must be numbers of at least 1"):
         WindowExtractor(features, grids=())
+
+
+def test_what_is_no_backbone(tmp_path):
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="expected one of Transformers' backbones, got a BertConfig"):
+        load_region_extractor("windows", backbone=str(tmp_path))
+
+
+@pytest.mark.parametrize("part", ["detector", "backbone"])
+def test_no_code_of_a_repository_is_run(part, features, tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "backbone").mkdir()
+    features.backbone.save_pretrained(tmp_path / "backbone")
+    features.image_processor.save_pretrained(tmp_path / "backbone")
+    config = {"model_type": "unknown", "auto_map": {"AutoConfig": "configuration_unknown.UnknownConfig"}}
+    (tmp_path / "foreign" / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (tmp_path / "foreign" / "configuration_unknown.py").write_text(f"open({str(ran)!r}, 'w')")
+    names = {"detector": "windows", "backbone": str(tmp_path / "backbone")} | {part: str(tmp_path / "foreign")}
+    with pytest.raises(ValueError, match="custom code|trust_remote_code"):
+        load_region_extractor(names["detector"], backbone=names["backbone"])
+    assert not ran.exists()
+
+
+def test_a_picture_of_a_single_row():
+    (record,) = make_bottom_up(min_regions=1)([Image.new("RGB", (900, 1), "red")])
+    assert (record["width"], record["height"]) == (900, 1) and len(record["boxes"]) >= 1
+    check_record({"image_id": "a", **record})

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from hub_server import needs_hub, start_hub
 from safetensors.torch import load_file
+from test_hub import HUB_FILES
 from transformers import BertConfig, BertModel
 
 from configuration_interbert import InterBERTConfig
@@ -206,17 +207,8 @@ print(json.dumps(found))
         result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-4000:]
         found = json.loads(result.stdout.splitlines()[-1])
-    model_files = {
-        "config.json",
-        "configuration_interbert.py",
-        "model.safetensors",
-        "modeling_interbert.py",
-        "pipelines_interbert.py",
-        "processing_interbert.py",
-        "processor_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
+    model_files = {"config.json", "model.safetensors", "processor_config.json", *HUB_FILES}
+    model_files |= {"tokenizer.json", "tokenizer_config.json"}
     more = {"README.md", "all_results.json", "eval_results.json", "recipe.yaml", "handler.py", "requirements.txt"}
     more |= {"architecture.png", *(f"widget-{number}.png" for number in range(3))}
     assert set(found["main"]["files"]) - {".gitattributes"} == model_files | more

@@ -24,6 +24,12 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForMultipleChoice, InterBERTForPreTraining
 
+# What takes long: the classes share their encoder, and two of them stand for the others in the quick tests.
+QUICK = (InterBERTForPreTraining, InterBERTForImageRetrieval)
+traced_class = pytest.mark.parametrize(
+    "model_class",
+    [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow, id=each.__name__) for each in MODEL_CLASSES],
+)
 every_class = pytest.mark.parametrize("model_class", MODEL_CLASSES, ids=lambda model_class: model_class.__name__)
 
 # (batch, tokens, regions): none of them the size of `example_inputs`.
@@ -185,7 +191,7 @@ traced_attention = pytest.mark.parametrize(
 )
 
 
-@every_class
+@traced_class
 @traced_attention
 @torch.no_grad()
 def test_compiled_as_one_graph_for_all_sizes(model_class, attn_implementation):
@@ -199,7 +205,7 @@ def test_compiled_as_one_graph_for_all_sizes(model_class, attn_implementation):
     assert counter.frame_count == 1
 
 
-@every_class
+@traced_class
 def test_compiled_training_step(model_class):
     """Forward and backward as one graph each, with labels: of the scored positions, too, whose number varies."""
     model = task_model(model_class, **NO_DROPOUT).train()
@@ -257,7 +263,7 @@ def dynamic_shapes(inputs: dict[str, torch.Tensor]) -> dict[str, dict]:
     }
 
 
-@every_class
+@traced_class
 @traced_attention
 @torch.no_grad()
 def test_exported_for_all_sizes(model_class, attn_implementation, tmp_path):

@@ -159,21 +159,34 @@ def make_pictures(scenes: Path, **columns) -> LabelledPictures:
 
 
 def test_pictures_with_their_labels(scenes):
-    pictures = make_pictures(scenes, boxes=[[[1.0, 2, 3, 4]], []], class_ids=[[7], []], width=[60, 120])
+    pictures = make_pictures(scenes, boxes=[[[1.0, 2, 3, 4]], []], class_ids=[[7], []])
     assert pictures[0]["image"].size == (128, 128) and pictures[0]["image_id"] == "test-000000"
     assert pictures[0]["labels"]["boxes"].tolist() == [[1, 2, 3, 4]]
     assert pictures[1]["labels"]["boxes"].shape == (0, 4)
-    for number, labels in enumerate(pictures.labels()):
+    for number, labels in enumerate(pictures.labels):
         assert {name: values.tolist() for name, values in labels.items()} == {
             name: values.tolist() for name, values in pictures[number]["labels"].items()
         }
-    assert pictures.num_classes() == 8
-    assert pictures.shapes().tolist() == [47, 94]
+    assert pictures.num_classes == 8
+    assert pictures.shapes().tolist() == [100, 100]
+
+
+BOX = [1.0, 2, 3, 4]
 
 
 def test_bad_datasets(scenes):
-    with pytest.raises(ValueError, match="must have a class for every box, .*, got -1"):
-        make_pictures(scenes, class_ids=[[-1], [3]]).num_classes()
+    with pytest.raises(ValueError, match=r"^image_id test-000001: expected a class for each of 1 boxes, got \[-1\]"):
+        make_pictures(scenes, boxes=[[BOX], [BOX]], class_ids=[[7], [-1]])
+    with pytest.raises(ValueError, match="image_id test-000001: expected a class for each of 2 boxes"):
+        make_pictures(scenes, boxes=[[BOX], [BOX, BOX]], class_ids=[[7], [7]])
+    for box in ([1.0, 2, 1, 4], [1.0, 2, 140, 4], [-3.0, 2, 5, 4], [float("nan"), 2, 5, 4]):
+        with pytest.raises(ValueError, match="image_id test-000001: expected boxes .* of 128 x 128 pixels, got "):
+            make_pictures(scenes, boxes=[[BOX], [BOX, box]], class_ids=[[7], [7, 7]])
+    with pytest.raises(ValueError, match="Column 'boxes' must have boxes, got none."):
+        make_pictures(scenes, boxes=[[], []], class_ids=[[], []])
+    # Thumbnails, say, whose boxes are those of larger pictures.
+    with pytest.raises(ValueError, match="image_id test-000000: expected a picture of 256 x 128 .* one of 128 x 128"):
+        make_pictures(scenes, width=[256, 128])[0]
     dataset = datasets.load_dataset(str(scenes), split="test")
     with pytest.raises(ValueError, match=r"needs the columns \['boxes', 'picture'\]"):
         LabelledPictures(dataset.remove_columns("boxes"), "picture")

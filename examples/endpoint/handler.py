@@ -9,10 +9,13 @@ y2], …], "width": 640, "height": 480}`. `inputs` may be a list. What else it h
 `question`, `candidate_labels`, `choices`, or a text alone.
 """
 
-import os
 from typing import Any
 
+from PIL import Image
 from transformers import AutoConfig, pipeline
+
+# Pillow refuses pictures of twice as many pixels: a small file can be a picture that fills the memory.
+Image.MAX_IMAGE_PIXELS = 25_000_000
 
 
 class EndpointHandler:
@@ -40,10 +43,16 @@ class EndpointHandler:
         """
         if "inputs" not in data:
             raise ValueError(f"Expected `inputs`, got {sorted(data)}.")
+        inputs = data["inputs"]
         if self.takes_images:
-            for item in data["inputs"] if isinstance(data["inputs"], list) else [data["inputs"]]:
-                image = item.get("image") if isinstance(item, dict) else item
-                # The pipeline reads files, too; those of the server are nobody's business.
-                if isinstance(image, str) and os.path.exists(image):
-                    raise ValueError(f"`image`: expected a URL, base64 or regions, got {image!r:.80}.")
-        return self.pipeline(data["inputs"], **data.get("parameters") or {})
+            inputs = [_without_paths(item) for item in inputs] if isinstance(inputs, list) else _without_paths(inputs)
+        return self.pipeline(inputs, **data.get("parameters") or {})
+
+
+def _without_paths(item: Any) -> Any:
+    """An input whose picture is not looked for among the files of the server: it is a URL, or base64."""
+    if isinstance(item, dict):
+        return item | {"image": _without_paths(item["image"])} if "image" in item else item
+    if not isinstance(item, str) or item.startswith(("http://", "https://")):
+        return item
+    return f"data:image/;base64,{item.removeprefix('data:').rpartition(',')[2]}"
