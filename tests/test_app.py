@@ -1,5 +1,6 @@
 """The demo: what it shows, and the page in a real browser (Debian's Chromium), which skips where there is none."""
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -304,6 +305,14 @@ def press(page, name: str):
     page.get_by_role("button", name=name, exact=True).click()
 
 
+@contextlib.contextmanager
+def another_picture(page):
+    """Waits until the page shows another picture than before; until then, answers may still be cleared."""
+    before = page.evaluate("document.querySelector('img').src")
+    yield
+    page.wait_for_function("src => document.querySelector('img').src !== src", arg=before)
+
+
 def check_message(page, message: str):
     """A message is shown, and goes away."""
     toast = page.get_by_text(message)
@@ -375,14 +384,16 @@ def test_page_in_a_browser(page_of, folder, bare_scenes, tmp_path, request):
 
     # An image that the detector found nothing in.
     image = page.get_by_label("Image", exact=True).first
-    image.fill("test-000011")
-    image.press("Enter")
+    with another_picture(page):
+        image.fill("test-000011")
+        image.press("Enter")
     open_tab(page, "Question")
     page.get_by_label("Question").last.fill("what colour is the circle")
     press(page, "Ask")
     check_message(page, "The detector found nothing in image test-000011")
-    image.fill(best[1][0])
-    image.press("Enter")
+    with another_picture(page):
+        image.fill(best[1][0])
+        image.press("Enter")
     press(page, "Ask")
     answers.wait_for()
     assert answers.inner_text().strip() == next(iter(expected))
@@ -390,7 +401,8 @@ def test_page_in_a_browser(page_of, folder, bare_scenes, tmp_path, request):
     # A picture of one's own.
     own_picture = save_noise(tmp_path / "own.png", (300, 200))
     image_id = demo.add_picture(own_picture)
-    page.locator("input[type=file][accept='image/*']").set_input_files(own_picture)
+    with another_picture(page):
+        page.locator("input[type=file][accept='image/*']").set_input_files(own_picture)
     page.wait_for_function("id => document.querySelector('[aria-label=Image]').value === id", arg=image_id)
     answers.wait_for(state="detached")
     press(page, "Ask")
