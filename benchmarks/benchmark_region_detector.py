@@ -36,6 +36,7 @@ from measuring import (
 )
 
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures
+from processing.modeling_faster_rcnn import Bottleneck
 
 
 def parse_args(arguments: list[str] | None) -> argparse.Namespace:
@@ -43,6 +44,12 @@ def parse_args(arguments: list[str] | None) -> argparse.Namespace:
     add_measuring_arguments(parser, rounds=3)
     parser.add_argument("--height", type=int, default=600, help="Of the picture, in pixels.")
     parser.add_argument("--width", type=int, default=800)
+    parser.add_argument(
+        "--dtypes",
+        choices=["float32", "bfloat16"],
+        nargs="+",
+        help="By default both, or float32 alone where there are no instructions for the other.",
+    )
     parser.add_argument("--square_sizes", type=int, nargs="+", default=[1024, 2048, 4096], help="Of the peak.")
     return parser.parse_args(arguments)
 
@@ -62,6 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
     if args.config_overrides:
         config.update_from_string(args.config_overrides)
     model = FasterRCNNForRegionFeatures(config).eval().to(device)
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            # Untrained, every block doubles the variance: after 30 of them no proposal would be in the picture.
+            torch.nn.init.constant_(module.conv3.norm.weight, 0.1)
     pixel_values = torch.randn(1, 3, args.height, args.width, device=device) * 60
     print(f"{model.num_parameters():,} parameters, a picture of {args.height} x {args.width} pixels")
     print(describe_machine(device, "float32"))
@@ -77,9 +88,9 @@ def main(arguments: list[str] | None = None) -> None:
         proposals, _ = model.proposal_generator(feature_map, sizes)
     print(f"{len(proposals[0])} proposals")
 
-    dtypes = ["float32"] + ["bfloat16"] * has_bf16_instructions(device)
-    if len(dtypes) == 1:
-        print("bfloat16: skipped, as this CPU has no instructions for it")
+    dtypes = args.dtypes or ["float32"] + ["bfloat16"] * has_bf16_instructions(device)
+    if args.dtypes is None and len(dtypes) == 1:
+        print("bfloat16: skipped, as this CPU has no instructions for it; --dtypes measures it all the same")
     variants = {f"picture to regions, {name}": functools.partial(detect, DTYPES[name]) for name in dtypes}
     variants |= {
         "parts: map at stride 16": torch.inference_mode()(lambda: model.backbone(pixel_values)),

@@ -92,6 +92,7 @@ def test_region_detector(capsys):
     assert first_cells(rows)[0] == "picture to regions, float32" and first_cells(rows)[-1] == "16 x 16 times 16 x 16"
     assert all(float(row[2].replace(",", "")) > 0 and row[-1].endswith(" %") for row in rows)
     assert "bfloat16: skipped" in output or "picture to regions, bfloat16" in first_cells(rows)
+    assert int(re.search(r"^(\d+) proposals$", output, re.MULTILINE)[1]) > 0
     assert "MiB of the process" in output
 
 
