@@ -36,15 +36,14 @@ import bisect
 import contextlib
 import hashlib
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
@@ -56,7 +55,7 @@ from convert_regions import Plan, add_output_arguments, check_output_args, check
 from pictures import UNREADABLE, encode_thumbnail
 from processing.region_extractors import RegionExtractor, load_region_extractor
 from processing.region_formats import RegionFormatError
-from processing.streaming import find_parquet_files
+from processing.streaming import find_parquet_files, open_parquet, read_row_groups
 from region_conversion import REGION_COLUMNS, Converter, DatasetFolder, Shard, write_shards
 from retrieval_evaluation import AUTOCAST_DTYPES
 
@@ -65,7 +64,7 @@ ROWS_PER_SHARD = 500
 # Pictures that are read ahead, in batches: those of one size go together.
 BATCHES_AHEAD = 8
 # Those that are written of every picture, and no column of a dataset may take the place of.
-WRITTEN_COLUMNS = ("image_id", "width", "height", *REGION_COLUMNS)
+WRITTEN_COLUMNS = ("image_id", "width", "height", *REGION_COLUMNS, "image")
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
@@ -369,24 +368,15 @@ class ParquetRows:
 
     def __init__(self, files: Sequence[str], features: datasets.Features | None = None, token: str | None = None):
         self.files = list(files)
-        self.features = features
         self.token = token
+        if features is None:
+            with open_parquet(self.files[0], token) as parquet:
+                features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
+        self.features = features
         self.columns: list[str] | None = None  # all
-        self._groups: list[tuple[str, int]] = []  # file and number
-        self._first_rows = [0]
-        for file in self.files:
-            with self._open(file) as parquet:
-                self.features = self.features or datasets.Features.from_arrow_schema(parquet.schema_arrow)
-                for number in range(parquet.num_row_groups):
-                    self._groups.append((file, number))
-                    self._first_rows.append(self._first_rows[-1] + parquet.metadata.row_group(number).num_rows)
+        self._groups = read_row_groups(self.files, token)
+        self._first_rows = [0, *itertools.accumulate(group.num_rows for group in self._groups)]
         self._loaded: tuple[int, pa.Table] | None = None
-
-    @contextlib.contextmanager
-    def _open(self, file: str) -> Iterator[pq.ParquetFile]:
-        options = {"token": self.token} if file.startswith("hf://") else {}
-        with fsspec.open(file, "rb", **options) as opened, pq.ParquetFile(opened) as parquet:
-            yield parquet
 
     def __len__(self) -> int:
         return self._first_rows[-1]
@@ -409,15 +399,15 @@ class ParquetRows:
         if isinstance(key, str):
             values = []
             for file in self.files:
-                with self._open(file) as parquet:
+                with open_parquet(file, self.token) as parquet:
                     values += parquet.read([key]).column(key).to_pylist()
             return values
-        group = bisect.bisect_right(self._first_rows, key) - 1
-        if self._loaded is None or self._loaded[0] != group:
-            file, number = self._groups[group]
-            with self._open(file) as parquet:
-                self._loaded = group, parquet.read_row_group(number, columns=self.columns)
-        return self._loaded[1].slice(key - self._first_rows[group], 1).to_pylist()[0]
+        index = bisect.bisect_right(self._first_rows, key) - 1
+        if self._loaded is None or self._loaded[0] != index:
+            group = self._groups[index]
+            with open_parquet(group.file, self.token) as parquet:
+                self._loaded = index, parquet.read_row_group(group.number, columns=self.columns)
+        return self._loaded[1].slice(key - self._first_rows[index], 1).to_pylist()[0]
 
 
 def load_pictures(args: argparse.Namespace) -> tuple[list[Picture], PictureRows | None]:

@@ -40,7 +40,12 @@ class RegionExtractor(ABC):
     Finds the regions of pictures. `extractor(pictures)` gives one record for each, as a region dataset has it, without
     `image_id`: `width`, `height`, `boxes` float32 `(n, 4)` in pixels, `features` float16 `(n, region_feature_size)`,
     and where there are classes `class_ids` int32 and `class_scores` float32 `(n,)`, the highest score first.
+
+    Attributes:
+        limits: Those that apply, see [`limited`]; none of windows.
     """
+
+    limits: dict[str, Any]
 
     @property
     @abstractmethod
@@ -311,7 +316,7 @@ class WindowExtractor(RegionExtractor):
             raise ValueError(f"`grids` must be numbers of at least 1, at least one of them, got {list(grids)}.")
         self.features = features
         self.grids = tuple(grids)
-        self.limits: dict[str, Any] = {}
+        self.limits = {}
 
     def limited(self, **limits) -> WindowExtractor:
         if limits:

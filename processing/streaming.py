@@ -11,6 +11,7 @@ memory. Samples are shuffled, negatives drawn and lengths grouped within it. The
 function of the seed, and of how many processes and workers read.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +95,7 @@ class RegionStream:
             raise ValueError(f"`rows_per_window` must be at least 1, got {rows_per_window}.")
         self.rows_per_window = rows_per_window
         self.region_detector = region_detector
-        with ThreadPoolExecutor(NUM_FOOTER_READERS) as readers:
-            self.row_groups = [group for groups in readers.map(_row_groups, files) for group in groups]
+        self.row_groups = read_row_groups(files)
 
     @classmethod
     def open(cls, name_or_path: str | os.PathLike, split: str, rows_per_window: int = 2048, **kwargs) -> "RegionStream":
@@ -224,12 +224,33 @@ class RegionStream:
 
 
 def _read_row_group(group: RowGroup) -> datasets.table.Table:
-    with fsspec.open(group.file, "rb") as file, pq.ParquetFile(file) as parquet:
+    with open_parquet(group.file) as parquet:
         return datasets.table.InMemoryTable(parquet.read_row_group(group.number, use_threads=False))
 
 
-def _row_groups(path: str) -> list[RowGroup]:
-    with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+def read_row_groups(files: Sequence[str], token: str | None = None) -> list[RowGroup]:
+    """
+    The row groups of Parquet files, from their footers.
+
+    Args:
+        files: Paths, or URLs of any file system that fsspec knows.
+        token: Of the Hub.
+    """
+    with ThreadPoolExecutor(NUM_FOOTER_READERS) as readers:
+        groups_by_file = readers.map(lambda file: _row_groups(file, token), files)
+        return [group for groups in groups_by_file for group in groups]
+
+
+@contextlib.contextmanager
+def open_parquet(path: str, token: str | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that is read where it is. The arguments are those of [`read_row_groups`]."""
+    options = {"token": token} if path.startswith("hf://") else {}
+    with fsspec.open(path, "rb", **options) as file, pq.ParquetFile(file) as parquet:
+        yield parquet
+
+
+def _row_groups(path: str, token: str | None) -> list[RowGroup]:
+    with open_parquet(path, token) as parquet:
         metadata = parquet.metadata
         return [_row_group(path, number, metadata.row_group(number)) for number in range(metadata.num_row_groups)]
 

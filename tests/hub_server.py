@@ -23,3 +23,16 @@ def start_hub(folder: Path):
     sys.modules["local_hub"] = module  # dataclasses in it look their module up
     spec.loader.exec_module(module)
     return module.LocalHub(folder)
+
+
+# The beginning of a script that runs where the packages cannot be imported.
+WITHOUT_PACKAGES = """
+import importlib.abc, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("configuration_interbert", "modeling_interbert", "processing", "model_cards"):
+            raise ModuleNotFoundError(f"{name} must not be needed")
+
+sys.meta_path.insert(0, Blocker())
+"""

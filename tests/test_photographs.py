@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hub_server import needs_hub, start_hub
+from hub_server import WITHOUT_PACKAGES, needs_hub, start_hub
 from model_fixtures import save_tiny_detector, task_model, tiny_processor
 from PIL import Image
 from transformers import pipeline
@@ -268,15 +268,10 @@ def test_pipelines_follow_the_configuration_of_the_model(detector, photograph, t
 
 
 # Runs where the packages cannot be imported, against a Hub-compatible server.
-CLIENT = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in ("configuration_interbert", "modeling_interbert", "processing", "model_cards"):
-            raise ModuleNotFoundError(f"{name} must not be needed")
-
-sys.meta_path.insert(0, Blocker())
+CLIENT = (
+    WITHOUT_PACKAGES
+    + """
+import json
 from transformers import pipeline
 
 answerer = pipeline("visual-question-answering", model="org/answers", trust_remote_code=True, device="cpu")
@@ -284,6 +279,7 @@ answers = answerer(image=sys.argv[1], question=sys.argv[2])
 loaded = [name for name in sys.modules if name.startswith("transformers_modules.org")]
 print(json.dumps([answers, loaded]))
 """
+)
 
 
 @needs_hub

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import needs_hub, start_hub
+from hub_server import WITHOUT_PACKAGES, needs_hub, start_hub
 from huggingface_hub import ModelCard
 from model_fixtures import task_model, tiny_processor
 from PIL import Image, UnidentifiedImageError
@@ -35,15 +35,10 @@ SCRIPTS = {
 QUESTION, CAPTIONS = "what colour is the large circle", ["a large red circle", "two stars", "a ring"]
 
 # Runs where the packages cannot be imported, against a Hub-compatible server.
-CLIENT = """
-import importlib.abc, json, sys
-
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in ("configuration_interbert", "modeling_interbert", "processing", "model_cards"):
-            raise ModuleNotFoundError(f"{name} must not be needed")
-
-sys.meta_path.insert(0, Blocker())
+CLIENT = (
+    WITHOUT_PACKAGES
+    + """
+import json
 import re
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import pipeline
@@ -80,6 +75,7 @@ for name, task in (("org/answers", "visual-question-answering"), ("org/matches",
         report[name]["error"] = str(error)
 print(json.dumps(report))
 """
+)
 
 
 @pytest.fixture(scope="module")

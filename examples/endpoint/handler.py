@@ -55,4 +55,4 @@ def _without_paths(item: Any) -> Any:
         return item | {"image": _without_paths(item["image"])} if "image" in item else item
     if not isinstance(item, str) or item.startswith(("http://", "https://")):
         return item
-    return f"data:image/;base64,{item.removeprefix('data:').rpartition(',')[2]}"
+    return f"data:image/;base64,{item.rpartition(',')[2]}"
