@@ -91,13 +91,16 @@ def main(arguments: list[str] | None = None) -> None:
     dtypes = args.dtypes or ["float32"] + ["bfloat16"] * has_bf16_instructions(device)
     if args.dtypes is None and len(dtypes) == 1:
         print("bfloat16: skipped, as this CPU has no instructions for it; --dtypes measures it all the same")
-    variants = {f"picture to regions, {name}": functools.partial(detect, DTYPES[name]) for name in dtypes}
-    variants |= {
+    whole = {f"picture to regions, {name}": functools.partial(detect, DTYPES[name]) for name in dtypes}
+    parts = {
         "parts: map at stride 16": torch.inference_mode()(lambda: model.backbone(pixel_values)),
         "parts: proposals": torch.inference_mode()(lambda: model.proposal_generator(feature_map, sizes)),
         "parts: features of proposals": torch.inference_mode()(lambda: model.roi_heads.extract(feature_map, proposals)),
     }
-    flops = {name: count_flops(run) for name, run in variants.items()}
+    # Of the whole once for all dtypes: they multiply as often, and without instructions for it bfloat16 takes minutes.
+    flops = dict.fromkeys(whole, count_flops(functools.partial(detect, DTYPES[dtypes[0]])))
+    flops |= {name: count_flops(run) for name, run in parts.items()}
+    variants = whole | parts
     for size in args.square_sizes:
         left, right = torch.randn(2, size, size, device=device)
         name = f"{size} x {size} times {size} x {size}"
