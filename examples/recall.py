@@ -25,8 +25,9 @@ Many topics, one in each line of a file, by eight GPUs that share the images:
 
 What no topic has a say in is computed once for each image, and kept in the index, `--index_dir`. The next run takes it
 from there, and goes on with it if this one was stopped; images that the dataset has no more leave the index, and those
-whose regions have changed are embedded anew. The output is a table of `topic`, `rank` (from 1), `image_id` and `score`,
-as JSON lines, CSV or Parquet by the extension of its file.
+whose regions have changed are embedded anew. An index that has none of the dataset's images is left alone. The output
+is a table of `topic`, `rank` (from 1), `image_id` and `score`, as JSON lines, CSV or Parquet by the extension of its
+file.
 """
 
 import base64
@@ -44,6 +45,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+from transformers.hf_argparser import HfArg
 
 from arguments import parse_arguments
 from files import write_json_lines, write_text
@@ -95,8 +97,8 @@ figure { margin: 0; width: {{ size }}px; font-size: 80%; overflow-wrap: anywhere
 class RecallArguments:
     """Which images are recalled for which topics, and where they are written to."""
 
-    model_name_or_path: str = field(metadata={"help": "InterBERT checkpoint with a match head and a processor."})
-    dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
+    model_name_or_path: str = HfArg(aliases=["--model"], help="InterBERT checkpoint with a match head and a processor.")
+    dataset_name: str = HfArg(aliases=["--images"], help="Region dataset: a local folder or a Hub name.")
     model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of `--model_name_or_path` on the Hub."}
     )
@@ -122,8 +124,13 @@ class RecallArguments:
         default=None,
         metadata={"help": "Folder that keeps the embedded images. By default beside the output, with `.index`."},
     )
-    max_seq_length: int = field(default=36, metadata={"help": "Topics are cut to this number of tokens."})
-    max_regions: int = field(default=100, metadata={"help": "Of each image, this many regions are used."})
+    max_seq_length: int | None = field(
+        default=None, metadata={"help": "Topics are cut to this number of tokens. By default the processor's limit."}
+    )
+    max_regions: int | None = field(
+        default=None,
+        metadata={"help": "Of each image, at most so many regions are used. By default the processor's limit."},
+    )
     batch_size: int = field(default=256, metadata={"help": "Pairs that a process scores at a time."})
     mixed_precision: str | None = field(
         default=None,
@@ -157,7 +164,8 @@ def read_topics(args: RecallArguments) -> list[str]:
     if args.topics is not None:
         source = f"`--topics` {args.topics}"
         try:
-            topics = Path(args.topics).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(args.topics).read_text(encoding="utf-8-sig").splitlines()
+            topics = [line for line in lines if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{source}: expected a text file, {error}") from error
     topics = [topic.strip() for topic in topics]
@@ -277,10 +285,11 @@ def main():
         must_be_trained=True,
     )
     output_file = Path(args.output_file)
+    index_dir = args.index_dir or output_file.with_suffix(".index")
     retriever = InterBERTRetriever(
         model.to(accelerator.device),
         processor,
-        folder=args.index_dir or output_file.with_suffix(".index"),
+        folder=index_dir,
         batch_size=args.batch_size,
         max_length=args.max_seq_length,
         max_regions=args.max_regions,
@@ -291,6 +300,11 @@ def main():
 
     start = time.perf_counter()
     gone = set(retriever.image_ids).difference(regions.image_ids)
+    if 0 < len(gone) == len(retriever):
+        raise ValueError(
+            f"The index in {index_dir} is of {len(gone):,} other images than those of `--dataset_name` "
+            f"{args.dataset_name}, `--split` {args.split}: give another `--index_dir`, or remove this one."
+        )
     if gone:
         retriever.remove(gone)
     report = retriever.index(regions)

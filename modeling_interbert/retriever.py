@@ -3,23 +3,31 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 FORMAT = 1  # of an index on the disk
 MANIFEST = "index.json"
+LOCK = ".lock"
+# What an index writes to its folder. Other files are not its own, and it leaves them alone.
+OWN_FILES = re.compile(rf"({re.escape(MANIFEST)}|shard-[0-9a-f]{{32}}\.safetensors)(\.unfinished)?|{re.escape(LOCK)}")
 REGION_NAMES = ("features", "boxes", "width", "height")  # of a region record, what the model makes use of
 MIN_IMAGES_PER_BLOCK = 16  # that are scored together, however many texts there are
 
@@ -83,9 +91,49 @@ class _IndexFolder:
     def exists(self) -> bool:
         return (self.path / MANIFEST).exists()
 
-    def read(self) -> list[_Shard]:
+    def check_files(self):
+        """
+        Raises:
+            ValueError: there is no index, but other files are.
+        """
+        foreign = [path.name for path in self.path.glob("*") if not OWN_FILES.fullmatch(path.name)]
+        if foreign and not self.exists():
+            raise ValueError(f"{self.path}: expected an index, or an empty folder, got one with {_some(foreign)}.")
+
+    def begin(self):
+        """
+        Writes an empty index, unless there is one.
+
+        Raises:
+            ValueError: there are other files instead.
+        """
+        if not self.exists():
+            self.check_files()
+            with self.lock():
+                if not self.exists():  # still
+                    self.commit([])
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other programs from changing the index. Waits for one that is changing it, and says so."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning(f"Another program is changing the index in {self.path}: waiting until it is done.")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def read(self, known: Sequence[_Shard] = ()) -> list[_Shard]:
         """
         The shards, without their embedded images.
+
+        Args:
+            known: Shards that were read before, of which only those are read that are new.
 
         Raises:
             ValueError: the index is damaged, or was made otherwise.
@@ -94,8 +142,9 @@ class _IndexFolder:
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             file_names = [str(name) for name in manifest["shards"]]
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(path, error) from error
+        known_by_name = {shard.file_name: shard for shard in known}
         for name, expected in self.settings.items():
             if manifest.get(name) != expected:
                 what = "another model" if name == "fingerprint" else f"another `{name}`"
@@ -103,7 +152,7 @@ class _IndexFolder:
                     f"{self.path} holds an index of {what}: expected `{name}` {expected}, got {manifest.get(name)}. "
                     "Give another folder, or remove this one to index anew."
                 )
-        return [self._read_header(name) for name in file_names]
+        return [known_by_name.get(name) or self._read_header(name) for name in file_names]
 
     def _read_header(self, file_name: str) -> _Shard:
         path = self.path / file_name
@@ -119,6 +168,8 @@ class _IndexFolder:
         try:
             data = path.read_bytes()
         except OSError as error:
+            if shard.file_name not in (self.path / MANIFEST).read_text(encoding="utf-8"):
+                raise ValueError(f"Another program has changed the index in {self.path}: try again.") from error
             raise _damaged(path, error) from error
         if not shard.is_verified and _file_name(data) != shard.file_name:
             raise _damaged(path, "its contents are not those that were written")
@@ -141,9 +192,9 @@ class _IndexFolder:
 
     def remove_leftovers(self, shards: Sequence[_Shard]):
         """Removes the files of all other shards: those that count no more, and what was written and never counted."""
-        names = {shard.file_name for shard in shards}
-        for path in self.path.glob("shard-*"):
-            if path.name not in names:
+        kept = {MANIFEST, LOCK} | {shard.file_name for shard in shards}
+        for path in self.path.iterdir():
+            if path.name not in kept and OWN_FILES.fullmatch(path.name):
                 path.unlink()
 
 
@@ -234,7 +285,8 @@ class InterBERTRetriever:
 
     An index in a folder is there whenever it is opened again. Killed while it is being written, it is what it was
     before the last unfinished step, and the same call of [`~InterBERTRetriever.index`] goes on from there. Its images
-    are read shard by shard and never all at once. One program at a time may write to it.
+    are read shard by shard and never all at once. Several programs may have it open: one at a time may change it, and
+    the others find what it has changed.
 
     Args:
         model ([`InterBERTForImageRetrieval`] or [`InterBERTForPreTraining`]):
@@ -243,7 +295,8 @@ class InterBERTRetriever:
         processor ([`InterBERTProcessor`]):
             That of the model.
         folder (`str` or `os.PathLike`, *optional*):
-            Keeps the index: opened if it holds one, begun otherwise. By default the index is kept in memory.
+            Keeps the index: opened if it holds one, begun if it is empty or not there. By default the index is kept in
+            memory.
         batch_size (`int`, *optional*, defaults to 256):
             Pairs that are scored, and images that are embedded, at a time.
         max_length (`int`, *optional*):
@@ -258,11 +311,12 @@ class InterBERTRetriever:
         progress_bar (`Callable`, *optional*):
             `tqdm`, or what takes the same `total`, `desc` and `unit`. By default nothing is shown.
         process_group (`torch.distributed.ProcessGroup`, *optional*):
-            Processes that share the work, and `folder`. All of them make the same calls, and get the same results.
+            Processes that share the work, and `folder`. All of them make the same calls, and get the same results. No
+            other program may change the index between their calls.
 
     Raises:
-        `ValueError`: an argument is out of range, the model has no match head, or `folder` holds a damaged index or one
-        of another model.
+        `ValueError`: an argument is out of range, the model has no match head, or `folder` holds a damaged index, one
+        of another model, or other files alone.
 
     Example:
 
@@ -322,8 +376,8 @@ class InterBERTRetriever:
         self._shards: list[_Shard] = []
         self._region_digests: dict[str, str] = {}
         if self._folder is not None:
-            if self._process_index == 0 and not self._folder.exists():
-                self._folder.commit([])
+            if self._process_index == 0:
+                self._folder.begin()
             self._gather(None)  # nobody reads before the first process has written
             self._open()
 
@@ -353,11 +407,14 @@ class InterBERTRetriever:
         target = _IndexFolder(folder, self._settings)
         is_own = self._folder is not None and target.path.resolve() == self._folder.path.resolve()
         if self._process_index == 0 and not is_own:
-            shards = [
-                target.write(_Shard(shard.images, region_embeds=self._region_embeds(shard))) for shard in self._shards
-            ]
-            target.commit(shards)
-            target.remove_leftovers(shards)
+            target.check_files()
+            with target.lock():
+                shards = [
+                    target.write(_Shard(shard.images, region_embeds=self._region_embeds(shard)))
+                    for shard in self._shards
+                ]
+                target.commit(shards)
+                target.remove_leftovers(shards)
         self._gather(None)
 
     def __len__(self) -> int:
@@ -373,14 +430,14 @@ class InterBERTRetriever:
 
     # ---------------------------------------------------------------- images
 
-    def index(self, records: Sequence[Mapping[str, Any]]) -> IndexReport:
+    def index(self, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> IndexReport:
         """
         Embeds images and keeps them. Those that are there already are left as they are, or replaced if their regions
         are others now: what was stopped goes on where it was when the same images are given again.
 
         Args:
-            records: Region records as the processor takes them, each with its `image_id`. They are read twice, first
-                for the ids alone, and not kept.
+            records: A region record, or several, as the processor takes them, each with its `image_id`. They are read
+                twice, first for the ids alone, and not kept.
 
         Returns:
             How many images were added, replaced, unchanged, and left out for having no regions.
@@ -389,7 +446,12 @@ class InterBERTRetriever:
             `ValueError`: an id is missing or comes twice (nothing is embedded then), or regions are not as the
             processor takes them (images before these may be in the index).
         """
-        self._check_image_ids([record.get("image_id") for record in records])
+        records = _as_records(records)
+        self._check_image_ids(records)
+        with self._changing():
+            return self._index(records)
+
+    def _index(self, records: Sequence[Mapping[str, Any]]) -> IndexReport:
         starts = range(0, len(records), self.images_per_shard)
         reports = []
         with self._show_progress(len(records), "Embedding images", "image") as advance:
@@ -406,20 +468,24 @@ class InterBERTRetriever:
                     self._commit(added, removed)
                 reports += [report for _, _, report in chunks]
                 advance(sum(sum(report) for _, _, report in chunks))
-        self._synchronize()
         return IndexReport(*(sum(numbers) for numbers in zip((0, 0, 0, 0), *reports, strict=True)))
 
-    def add(self, records: Sequence[Mapping[str, Any]]) -> IndexReport:
+    def add(self, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> IndexReport:
         """
         Embeds new images and keeps them, as [`~InterBERTRetriever.index`] does.
 
         Raises:
             `ValueError`: an image is in the index already, and nothing is added; or as in `index`.
         """
-        known = {record.get("image_id") for record in records} & self._region_digests.keys()
-        if known:
-            raise ValueError(f"Expected images that are not in the index, got {len(known)} that are: {_some(known)}.")
-        return self.index(records)
+        records = _as_records(records)
+        self._check_image_ids(records)
+        with self._changing():
+            known = {record["image_id"] for record in records} & self._region_digests.keys()
+            if known:
+                raise ValueError(
+                    f"Expected images that are not in the index, got {len(known)} that are: {_some(known)}."
+                )
+            return self._index(records)
 
     def remove(self, image_ids: str | Collection[str]):
         """
@@ -432,16 +498,17 @@ class InterBERTRetriever:
             `ValueError`: an image is not in the index, and nothing is removed.
         """
         removed = {image_ids} if isinstance(image_ids, str) else set(image_ids)
-        unknown = removed - self._region_digests.keys()
-        if unknown:
-            raise ValueError(
-                f"Expected images that are in the index, got {len(unknown)} that are not: {_some(unknown)}."
-            )
-        if self._process_index == 0 and removed:
-            self._commit([], removed)
-        self._synchronize()
+        with self._changing():
+            unknown = removed - self._region_digests.keys()
+            if unknown:
+                raise ValueError(
+                    f"Expected images that are in the index, got {len(unknown)} that are not: {_some(unknown)}."
+                )
+            if self._process_index == 0 and removed:
+                self._commit([], removed)
 
-    def _check_image_ids(self, image_ids: Sequence[Any]):
+    def _check_image_ids(self, records: Sequence[Mapping[str, Any]]):
+        image_ids = [record.get("image_id") for record in records]
         for row, image_id in enumerate(image_ids):
             if not isinstance(image_id, str) or not image_id:
                 raise ValueError(f"records[{row}]: expected an `image_id` that is a text, got {image_id!r}.")
@@ -540,16 +607,26 @@ class InterBERTRetriever:
         self._region_digests |= {image.image_id: image.region_digest for shard in added for image in shard.images}
 
     def _open(self):
-        self._shards = self._folder.read()
-        self._region_digests = {image.image_id: image.region_digest for shard in self._shards for image in shard.images}
+        """Takes over what is in the folder, which other programs may have changed."""
+        if self._folder is not None:
+            self._shards = self._folder.read(known=self._shards)
+            self._region_digests = {
+                image.image_id: image.region_digest for shard in self._shards for image in shard.images
+            }
 
-    def _synchronize(self):
-        """Ends a change of the index: no process writes any more, and all know what the first one has written."""
-        self._gather(None)
-        if self._folder is not None and self._process_index == 0:
-            self._folder.remove_leftovers(self._shards)
-        if self._process_index > 0:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """A change of the index, which no other program makes one meanwhile."""
+        is_first = self._folder is not None and self._process_index == 0
+        with self._folder.lock() if is_first else nullcontext():
+            self._gather(None)  # the first process has the lock
             self._open()
+            yield
+            self._gather(None)  # no process writes any more
+            if is_first:
+                self._folder.remove_leftovers(self._shards)
+            else:
+                self._open()
 
     # ---------------------------------------------------------------- texts
 
@@ -566,7 +643,8 @@ class InterBERTRetriever:
             list for each text where there are several.
 
         Raises:
-            `ValueError`: a text is empty, there is none, `top_k` is smaller than 1, or a file of the index is damaged.
+            `ValueError`: a text is empty, there is none, `top_k` is smaller than 1, a file of the index is damaged, or
+            another program has changed it meanwhile.
         """
         return self._retrieve(text, -1.0, top_k)
 
@@ -592,6 +670,8 @@ class InterBERTRetriever:
     ) -> list[ImageMatch] | list[list[ImageMatch]]:
         if top_k is not None and top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
+        if not isinstance(text, Sequence):
+            raise ValueError(f"Expected a text or a list of texts, got {text!r}.")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("Expected at least one text, got none.")
@@ -600,6 +680,8 @@ class InterBERTRetriever:
                 raise ValueError(f"Expected texts that are not empty, got {item!r} as number {number + 1}.")
         texts_per_block = max(1, min(len(texts), self.batch_size // MIN_IMAGES_PER_BLOCK))
         text_blocks = self._text_blocks(texts, texts_per_block)
+        if self.process_group is None:  # processes that share an index must all see the same
+            self._open()
         images_per_block = max(1, self.batch_size // texts_per_block)
         own_shards = self._shards[self._process_index :: self._num_processes]
         num_pairs = len(texts) * sum(len(shard.images) for shard in own_shards)
@@ -683,6 +765,17 @@ class InterBERTRetriever:
         else:
             with self.progress_bar(total=total, desc=description, unit=unit) as bar:
                 yield bar.update
+
+
+def _as_records(records: Any) -> Sequence[Mapping[str, Any]]:
+    if isinstance(records, Mapping):
+        return [records]
+    if not (hasattr(records, "__getitem__") and hasattr(records, "__len__")):
+        raise ValueError(
+            "Expected a region record, a list of them, or a dataset that is read by number, got "
+            f"{type(records).__name__}."
+        )
+    return records
 
 
 def _some(image_ids: Collection[str]) -> str:

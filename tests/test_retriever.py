@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,11 @@ def make_records(num_images: int = NUM_IMAGES) -> list[dict]:
 
 def make_retriever(model, processor, folder=None, **kwargs) -> InterBERTRetriever:
     return InterBERTRetriever(model, processor, folder, **({"images_per_shard": 4, "batch_size": 6} | kwargs))
+
+
+def files_of(folder: Path) -> set[str]:
+    """Names of all files but that of the lock."""
+    return {path.name for path in folder.iterdir()} - {".lock"}
 
 
 @torch.no_grad()
@@ -140,7 +147,7 @@ def test_adding_removing_and_replacing_equal_a_new_index(model, processor, tmp_p
     records = make_records()
     own.index(records[:10])
     for record in records[10:]:
-        assert own.add([record]) == IndexReport(1, 0, 0, 0)
+        assert own.add(record) == IndexReport(1, 0, 0, 0)
     removed = ["image-01", "image-08", "image-09", "image-15"]
     own.remove(removed)
     own.remove("image-22")
@@ -156,10 +163,7 @@ def test_adding_removing_and_replacing_equal_a_new_index(model, processor, tmp_p
     # Images that came one by one are kept together.
     assert len(own._shards) <= 8
     if in_folder:
-        assert {path.name for path in (tmp_path / "a").iterdir()} == {
-            "index.json",
-            *(shard.file_name for shard in own._shards),
-        }
+        assert files_of(tmp_path / "a") == {"index.json", *(shard.file_name for shard in own._shards)}
         reopened = InterBERTRetriever.load(tmp_path / "a", model, processor)
         assert_same_results(reopened, own)
 
@@ -171,7 +175,7 @@ def test_an_empty_index_finds_nothing(model, processor, tmp_path):
     own.remove(own.image_ids)
     assert own.search(TEXTS[0]) == [] and len(own) == 0
     assert own.index([tiny_record("a", 0, 1)]) == IndexReport(0, 0, 0, 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+    assert files_of(tmp_path) == {"index.json"}
 
 
 @pytest.mark.parametrize("in_folder", [False, True], ids=["memory", "folder"])
@@ -390,6 +394,81 @@ def test_an_index_of_another_format_is_refused(model, processor, tmp_path):
         make_retriever(model, processor, tmp_path)
 
 
+# ---------------------------------------------------------------- other files, other programs
+
+
+def test_files_that_are_not_of_an_index_are_left_alone(model, processor, tmp_path):
+    foreign = {"shard-00000.tar", "shard-00001.parquet", "notes.txt", f"shard-{'0' * 32}.parquet"}
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    memory = make_retriever(model, processor)
+    memory.index(make_records(2))
+    for begin in (lambda: make_retriever(model, processor, tmp_path), lambda: memory.save(tmp_path)):
+        with pytest.raises(
+            ValueError, match="expected an index, or an empty folder, got one with notes.txt, shard-0000"
+        ):
+            begin()
+    assert files_of(tmp_path) == foreign
+    # What came later beside an index.
+    own = make_retriever(model, processor, tmp_path / "index")
+    (tmp_path / "index" / "shard-00000.tar").write_text("mine")
+    (tmp_path / "index" / f"shard-{'0' * 32}.safetensors.unfinished").write_text("left over")
+    own.index(make_records(2))
+    memory.save(tmp_path / "index")
+    assert files_of(tmp_path / "index") == {"index.json", "shard-00000.tar", own._shards[0].file_name}
+
+
+def test_programs_that_have_the_same_index_open(model, processor, tmp_path):
+    """Whoever searches finds what others have changed, and changes go by what is there, not by what was."""
+    one, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
+    records = make_records()
+    one.index(records[:10])
+    assert_same_results(other, one)
+    other.add(records[10:])
+    one.remove("image-01")
+    other.index([tiny_record("image-02", 5, seed=100)])
+    with pytest.raises(ValueError, match="that are not in the index, got 1 that are: image-12"):
+        one.add([records[12]])
+    with pytest.raises(ValueError, match="that are in the index, got 1 that are not: image-01"):
+        other.remove("image-01")
+    fresh = make_retriever(model, processor)
+    fresh.index([records[0], tiny_record("image-02", 5, seed=100), *records[3:]])
+    for retriever_of_program in (one, other):
+        assert_same_results(retriever_of_program, fresh)
+    assert sorted(one.image_ids) == sorted(other.image_ids) == sorted(fresh.image_ids)
+
+
+def test_an_index_that_is_changed_during_a_search(model, processor, tmp_path, monkeypatch):
+    own, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
+    own.index(make_records())
+    read = own._folder.read_region_embeds
+
+    def change_and_read(shard):
+        if len(other) == NUM_IMAGES:
+            other.remove(other.image_ids[:9])
+        return read(shard)
+
+    monkeypatch.setattr(own._folder, "read_region_embeds", change_and_read)
+    other.search(TEXTS[0])
+    with pytest.raises(ValueError, match="Another program has changed the index in .*: try again"):
+        own.search(TEXTS[0])
+    assert len(own.search(TEXTS[0], top_k=100)) == NUM_IMAGES - 9
+
+
+def test_a_change_waits_for_that_of_another_program(model, processor, tmp_path, monkeypatch):
+    own, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
+    warnings, waits = [], threading.Event()
+    monkeypatch.setattr(retriever.logger, "warning", lambda message: (warnings.append(message), waits.set()))
+    with own._folder.lock():
+        thread = threading.Thread(target=other.index, args=[make_records(3)])
+        thread.start()
+        assert waits.wait(timeout=60)
+        assert len(own) == 0 and len(make_retriever(model, processor, tmp_path)) == 0  # opening does not wait
+    thread.join(timeout=60)
+    assert warnings == [f"Another program is changing the index in {tmp_path}: waiting until it is done."]
+    assert sorted(match.image_id for match in own.search(TEXTS[0])) == ["image-00", "image-01", "image-02"]
+
+
 # ---------------------------------------------------------------- bad input
 
 
@@ -407,7 +486,7 @@ def test_bad_ids_are_refused_before_anything_is_embedded(model, processor, tmp_p
     records = [tiny_record("x", 2, seed=1) | {"image_id": image_id} for image_id in image_ids]
     with pytest.raises(ValueError, match=message):
         own.index(records)
-    assert len(own) == 0 and [path.name for path in tmp_path.iterdir()] == ["index.json"]
+    assert len(own) == 0 and files_of(tmp_path) == {"index.json"}
 
 
 def test_bad_regions_leave_what_was_there(model, processor, tmp_path):
@@ -432,6 +511,9 @@ def test_bad_regions_leave_what_was_there(model, processor, tmp_path):
         (lambda own: own.search(""), "texts that are not empty, got '' as number 1"),
         (lambda own: own.recall(["a dog", " "]), "texts that are not empty, got ' ' as number 2"),
         (lambda own: own.search([]), "at least one text, got none"),
+        (lambda own: own.search(None), "Expected a text or a list of texts, got None"),
+        (lambda own: own.index(iter([])), "a region record, a list of them, or a dataset .*, got list_iterator"),
+        (lambda own: own.add(3), "a region record, a list of them, or a dataset .*, got int"),
         (lambda own: own.search("a dog", top_k=0), "`top_k` must be at least 1, got 0"),
         (lambda own: own.recall("a dog", threshold=1.5), r"`threshold` must be within \[0, 1\], got 1.5"),
         (lambda own: own.recall("a dog", threshold=float("nan")), r"`threshold` must be within \[0, 1\], got nan"),
