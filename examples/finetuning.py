@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import ModelOutput
 
 from arguments import to_recipe
-from data_loading import DatasetLoader, EpochLoader
-from files import write_json
+from data_loading import DatasetLoader, EpochLoader, outlive_sigterm
+from files import write_json, write_text
 from model_loading import ModelArguments, learning_rate_scales
 from processing import RegionDataset, ShuffledBatchSampler, load_region_dataset
 from publishing import WidgetInputs, publish
@@ -36,9 +36,12 @@ class TaskArguments:
     do_train: bool = field(default=False, metadata={"help": "Trains on the training split."})
     do_eval: bool = field(
         default=False,
-        metadata={"help": "Evaluates on the validation split: after every epoch, or the given model without training."},
+        metadata={"help": "Evaluates on the validation split: while training, or the given model without training."},
     )
     do_predict: bool = field(default=False, metadata={"help": "Writes predictions for the test split."})
+    eval_every_epoch: bool = field(
+        default=True, metadata={"help": "Evaluates after every epoch of a training, not after the last one alone."}
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "For trying out: trains on the first samples only (of retrieval: images)."}
     )
@@ -56,6 +59,8 @@ class TaskArguments:
 @dataclass
 class RegionDatasetArguments:
     """Which images there are."""
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("train_split",)
 
     dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
@@ -92,7 +97,8 @@ def train_and_evaluate(
             under other names.
         auto_class: Name of the auto class that the model is for.
         dataset_name: What it is trained on, for the card.
-        arguments: All of the script, those of its own in the middle.
+        arguments: All of the script, those of its own in the middle, whose `fixed_arguments` are names as
+            [`TrainingRun`] takes them.
         widget: Examples for the page on the Hub, if any.
 
     Returns:
@@ -107,10 +113,8 @@ def train_and_evaluate(
             accelerator.print("\n" + format_table([results]))
             if accelerator.is_main_process:
                 write_json(output_dir / "eval_results.json", results)
+                write_text(output_dir / "eval_recipe.yaml", to_recipe(*arguments[:-1]))
         return model
-
-    def end_epoch(epoch: int, model: PreTrainedModel, is_last: bool) -> dict[str, float]:
-        return dict(evaluate(model)) if task_args.do_eval else {}
 
     run = TrainingRun(
         accelerator,
@@ -121,14 +125,26 @@ def train_and_evaluate(
         output_args,
         compute_losses,
         begin_epoch=lambda epoch: None,
-        end_epoch=end_epoch,
+        end_epoch=measure_at_end_of_epochs(task_args, evaluate),
         settings=flat_config(*arguments),
         recipe=to_recipe(*arguments[:-1]),
         learning_rate_scales=learning_rate_scales(model, model_args),
+        fixed_arguments=own_args.fixed_arguments,
     )
     run.train()
     card_arguments = flat_config(task_args, own_args, training_args)
     return publish(run, auto_class, dataset_name, model_args, card_arguments, widget)
+
+
+def measure_at_end_of_epochs(
+    task_args: TaskArguments, evaluate: Callable[[PreTrainedModel], Mapping[str, float]]
+) -> Callable[[int, PreTrainedModel, bool], dict[str, float]] | None:
+    """What [`TrainingRun`] takes as `end_epoch`: measures as often as was asked for; None where it was not."""
+
+    def end_epoch(epoch: int, model: PreTrainedModel, is_last: bool) -> dict[str, float]:
+        return dict(evaluate(model)) if task_args.eval_every_epoch or is_last else {}
+
+    return end_epoch if task_args.do_eval else None
 
 
 @cache
@@ -206,6 +222,7 @@ def predict(
         args.per_device_eval_batch_size,
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
+        worker_init_fn=outlive_sigterm,
         pin_memory=accelerator.device.type == "cuda",
         generator=torch.Generator(),  # beginning to read would change the training after it otherwise
     )

@@ -9,8 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from files import write_json, write_text
+from processing.tasks import GLUE_TASKS
 from processing.tasks.vcr import NUM_CHOICES
 
+# What the scripts write of a model besides `all_results.json`; of the epochs before the last, that has it all.
+RESULT_FILES = [
+    "eval_results.json",
+    "eval_recipe.yaml",
+    "eval_predictions.*",
+    "test_predictions.*",
+    "retrieval_scores.npy",
+    "retrieval_ids.json",
+    *(f"{task.title}.tsv" for task in GLUE_TASKS.values()),
+]
 # As in the example file of https://visualcommonsense.com/leaderboard/: the probabilities of the four answers, and of
 # the four rationales if answer 0, 1, 2, 3 were the right one.
 VCR_COLUMNS = [

@@ -35,7 +35,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -79,6 +79,8 @@ FILES = {
 @dataclass
 class GLUEArguments:
     """Which task, its data, and what is finetuned on it."""
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("task_name", "architecture", "train_split", "validation_fraction")
 
     task_name: str = field(metadata={"help": "Task of GLUE.", "choices": list(GLUE_TASKS)})
     data_dir: str | None = field(

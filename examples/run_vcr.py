@@ -42,7 +42,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -65,7 +65,7 @@ from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForMultipleChoice
 from processing import load_region_dataset
 from processing.tasks import VCRCollator, VCRDataset, VCRExample, read_vcr
-from processing.tasks.vcr import NUM_CHOICES
+from processing.tasks.vcr import MAX_LENGTHS, NUM_CHOICES
 from result_files import write_vcr_probabilities
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
@@ -73,6 +73,8 @@ from training import OutputArguments, TrainingArguments, make_accelerator, set_u
 @dataclass
 class VCRArguments(RegionDatasetArguments):
     """What is chosen, and for which images."""
+
+    fixed_arguments: ClassVar[tuple[str, ...]] = (*RegionDatasetArguments.fixed_arguments, "task")
 
     train_annotations: str | None = field(default=None, metadata={"help": "VCR's train.jsonl."})
     validation_annotations: str | None = field(default=None, metadata={"help": "VCR's val.jsonl."})
@@ -263,20 +265,30 @@ def main():
             check_labels(dataset.examples, args.tasks, getattr(args, f"{split}_annotations"))
 
     if "train" in datasets and "validation" in datasets:
-        annot_ids = [[example.annot_id for example in datasets[split].examples] for split in ("train", "validation")]
-        check_held_out(*annot_ids, "annotations")
+        held_out = [datasets[split].examples for split in ("train", "validation")]
+        check_held_out(*([example.annot_id for example in examples] for examples in held_out), "annotations")
+        check_held_out(*([example.image_id for example in examples] for examples in held_out), "images")
 
     regions = [dataset.region_dataset for dataset in datasets.values()]
-    limits = {"max_length": args.max_seq_length, "max_regions": args.max_regions}
     model, processor = load_model(
-        InterBERTForMultipleChoice, model_args, regions, must_be_trained=not task_args.do_train, **limits
+        InterBERTForMultipleChoice,
+        model_args,
+        regions,
+        must_be_trained=not task_args.do_train,
+        max_length=args.max_seq_length or MAX_LENGTHS[args.tasks[0]],
+        max_regions=args.max_regions,
     )
     processors = dict.fromkeys(args.tasks, processor)
     other_models: dict[str, PreTrainedModel] = {}
     if args.rationale_model_name_or_path is not None:
         rationale_args = ModelArguments(model_name_or_path=args.rationale_model_name_or_path)
         rationale_model, processors["rationale"] = load_model(
-            InterBERTForMultipleChoice, rationale_args, regions, must_be_trained=True, **limits
+            InterBERTForMultipleChoice,
+            rationale_args,
+            regions,
+            must_be_trained=True,
+            max_length=args.max_seq_length or MAX_LENGTHS["rationale"],
+            max_regions=args.max_regions,
         )
         other_models["rationale"] = rationale_model.to(accelerator.device)
 

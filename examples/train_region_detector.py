@@ -45,7 +45,7 @@ from accelerate.utils import set_seed
 from arguments import parse_arguments, to_recipe
 from data_loading import Batch
 from files import write_json, write_text
-from finetuning import TaskArguments, check_held_out, make_loader, predict
+from finetuning import TaskArguments, check_held_out, make_loader, measure_at_end_of_epochs, predict
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_operators import box_iou
 from publishing import upload_model
@@ -437,7 +437,7 @@ def main():
             output_args,
             compute_losses,
             begin_epoch=lambda epoch: None,
-            end_epoch=lambda epoch, model, is_last: evaluate(model) if task_args.do_eval else {},
+            end_epoch=measure_at_end_of_epochs(task_args, evaluate),
             settings=flat_config(*arguments),
             recipe=to_recipe(*arguments[:-1]),
         )

@@ -6,7 +6,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from data_loading import EpochLoader
 from files import write_json, write_text
 from model_cards import CHECKPOINTS
 from publishing import create_repository, upload_checkpoint
+from result_files import RESULT_FILES
 
 logger = get_logger(__name__)
 # Exit status after SIGTERM, once a checkpoint has been written: 128 + 15, as shells report a process that it ended.
@@ -63,6 +64,7 @@ FIXED_ARGUMENTS = (
 FREE_ARGUMENTS = (
     "do_eval",
     "do_predict",
+    "eval_every_epoch",
     "max_eval_samples",
     "max_predict_samples",
     "per_device_eval_batch_size",
@@ -410,10 +412,11 @@ class TrainingRun:
         compute_losses: From model and inputs to the loss, and to named sums with the count of what they add up.
         begin_epoch: Called with the number of the epoch, from 0, before its first batch.
         end_epoch: Called with the number of the epoch, the unwrapped model and whether it was the last epoch; returns
-            what it measured.
+            what it measured. None where nothing is to be measured.
         settings: All arguments, for the trackers, and to be compared when a run goes on.
         recipe: The arguments as a recipe, for the output folder.
         learning_rate_scales: As [`make_optimizer`] takes them.
+        fixed_arguments: Names in `settings` that say what is learned: a run does not go on with others.
     """
 
     def __init__(
@@ -426,10 +429,11 @@ class TrainingRun:
         output_args: OutputArguments,
         compute_losses: Callable[[torch.nn.Module, dict], tuple[torch.Tensor, dict[str, tuple]]],
         begin_epoch: Callable[[int], None],
-        end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]],
+        end_epoch: Callable[[int, torch.nn.Module, bool], dict[str, float]] | None,
         settings: Mapping[str, Any],
         recipe: str,
         learning_rate_scales: Mapping[str, float] = MappingProxyType({}),
+        fixed_arguments: Sequence[str] = (),
     ):
         self.accelerator = accelerator
         self.processor = processor
@@ -441,6 +445,7 @@ class TrainingRun:
         self.end_epoch = end_epoch
         self.settings = settings
         self.recipe = recipe
+        self.fixed_arguments = (*FIXED_ARGUMENTS, *fixed_arguments)
         # Before the training, so that a wrong name or token shows at once.
         is_pushed = output_args.push_to_hub and accelerator.is_main_process
         self.repo_id = create_repository(output_args, model.config) if is_pushed else None
@@ -502,8 +507,7 @@ class TrainingRun:
         self.resume()
         if self.accelerator.is_main_process:
             write_text(self.output_dir / "recipe.yaml", self.recipe)
-            for path in self.output_dir.glob("non_finite_loss_*.json"):
-                path.unlink()
+            self._remove_results()
         self.start_trackers()
         self.progress_bar = tqdm(
             total=self.num_steps,
@@ -522,6 +526,17 @@ class TrainingRun:
         self._end_upload()
         return self.results
 
+    def _remove_results(self):
+        """Of weights that are no more, once this run trains on; at its beginning those of a run before it, too."""
+        patterns = ["non_finite_loss_*.json"]
+        if self.step < self.num_steps:
+            patterns += RESULT_FILES
+        if self.step == 0:
+            patterns.append("all_results.json")
+        for pattern in patterns:
+            for path in self.output_dir.glob(pattern):
+                path.unlink()
+
     def train_epoch(self):
         epoch = self.loader.epoch
         self.begin_epoch(epoch)
@@ -538,6 +553,10 @@ class TrainingRun:
         self.collect()
         if self._any_process(self._is_terminated):
             self._save_and_exit()
+        ends_with_checkpoint = self.output_args.checkpointing_steps == "epoch"
+        if ends_with_checkpoint and self.end_epoch is not None:
+            # Measuring may take longer than the training, and is all that is left to do from here.
+            self.save_checkpoint(is_pushed=False)
         self._stop_clock()
         result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
         self.epoch_totals.clear()
@@ -546,12 +565,12 @@ class TrainingRun:
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "all_results.json", self.results)
             if (folder := self.checkpoints.folder(self.step)).exists():
-                self._write_evaluation(folder)
+                self._write_evaluation(folder, is_checkpoint=True)
         self.accelerator.log({f"epoch/{name}": value for name, value in result.items()}, step=self.step)
         if self.loader.batch == len(self.loader):  # else the run ends here, and may go on another time
             self.loader.begin_epoch(epoch + 1)
         self._start_clock()
-        if self.output_args.checkpointing_steps == "epoch":
+        if ends_with_checkpoint:
             self.save_checkpoint()
 
     def _evaluate(self, epoch: int) -> dict[str, float]:
@@ -559,11 +578,15 @@ class TrainingRun:
         What `end_epoch` measures of the weights that will be saved; where these are averaged, of the others too, as
         `eval_raw_*`.
         """
+        if self.end_epoch is None:
+            return {}
         is_last = self.step == self.num_steps
         result = self.end_epoch(epoch, self._whole_model(), is_last)
         if self.averaged is None:
             rows = [result]
         else:
+            if self._any_process(self._is_terminated):
+                self._save_and_exit()
             raw, result = result, self.end_epoch(epoch, self.averaged.module, is_last)
             rows = [{"weights": "raw"} | raw, {"weights": "averaged"} | result]
             result = {name.replace("eval_", "eval_raw_", 1): value for name, value in raw.items()} | result
@@ -780,12 +803,16 @@ class TrainingRun:
                 "epoch_totals": self.epoch_totals,
             }
             write_json(folder / "training_state.json", run)
-            self._write_evaluation(folder)
+            self._write_evaluation(folder, is_checkpoint=True)
 
-    def _write_evaluation(self, folder: Path):
-        """`eval_results.json`: what was measured of these weights, if anything."""
+    def _write_evaluation(self, folder: Path, is_checkpoint: bool = False):
+        """`eval_results.json`: what was measured of these weights, if anything. A checkpoint's are not averaged."""
         if self.results and self.results[-1]["step"] == self.step:
             measured = {name: value for name, value in self.results[-1].items() if not name.startswith("train_")}
+            if is_checkpoint and self.averaged is not None:
+                raw = {name: value for name, value in measured.items() if name.startswith("eval_raw_")}
+                measured = {name: measured[name] for name in ("epoch", "step")}
+                measured |= {name.replace("eval_raw_", "eval_", 1): value for name, value in raw.items()}
             if measured.keys() > {"epoch", "step"}:
                 write_json(folder / "eval_results.json", measured)
 
@@ -901,7 +928,7 @@ class TrainingRun:
                 f"dataloader_num_workers was {before['dataloader_num_workers']}, is {now['dataloader_num_workers']}, "
                 "each of which has a place of its own in a stream"
             )
-        fixed = (*FIXED_ARGUMENTS, "dataloader_num_workers")
+        fixed = (*self.fixed_arguments, "dataloader_num_workers")
         if "ema_decay" in changed and None in (before.get("ema_decay"), now.get("ema_decay")):
             fixed = (*fixed, "ema_decay")
         wrong = [changed[name] for name in changed if name in fixed]

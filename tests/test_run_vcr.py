@@ -116,6 +116,10 @@ def test_training_gets_well_above_chance(trained, task):
     assert raw > CHANCE + 0.2 and averaged > CHANCE + 0.2
     assert "AutoModelForMultipleChoice" in (folder / "README.md").read_text()
     assert f"task: {task}\n" in (folder / "recipe.yaml").read_text()
+    # Whoever uses the processor gets texts as long as in training, however short those of pretraining were.
+    assert (
+        InterBERTProcessor.from_pretrained(folder).tokenizer.model_max_length == {"answer": 60, "rationale": 80}[task]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +227,29 @@ def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
             run(data, tmp_path / "killed", *command)
     assert run(data, tmp_path / "killed", *command) == pytest.approx(expected, rel=1e-5)
     assert_same_weights(tmp_path / "killed", tmp_path / "undisturbed")
+
+    # A run for the other task does not go on from there.
+    command[command.index("rationale")] = "answer"
+    with pytest.raises(ValueError, match="is of another run: task was rationale, is answer"):
+        run(data, tmp_path / "killed", *command)
+
+
+def test_nothing_is_evaluated_on_images_that_are_trained_on(data, tmp_path):
+    rows = [json.loads(line) for line in (data / "vcr" / "few.jsonl").read_text().splitlines()]
+    others = [row | {"annot_id": f"val-{number}"} for number, row in enumerate(rows)]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    splits = annotations(data, train="few") + ["--validation_annotations", str(tmp_path / "val.jsonl")]
+    with pytest.raises(ValueError, match="Evaluation needs images that are not trained on, got"):
+        run(
+            data,
+            tmp_path / "out",
+            "--do_train",
+            "--do_eval",
+            "--validation_split",
+            "train",
+            *splits,
+            *from_scratch(data),
+        )
 
 
 @pytest.mark.skipif(not REAL_RECORD.exists(), reason="needs the VCR sample")

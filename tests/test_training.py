@@ -98,6 +98,7 @@ def make_run(
     save_total_limit=None,
     resume_from_checkpoint=None,
     settings=None,
+    fixed_arguments=(),
     logging_steps=1,
     **arguments,
 ):
@@ -125,6 +126,7 @@ def make_run(
         end_epoch,
         settings=settings or flat_config(training_args),
         recipe="seed: 42\n",
+        fixed_arguments=fixed_arguments,
     )
 
 
@@ -418,6 +420,92 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, caplog):
     make_run(tmp_path, resume_from_checkpoint="latest", settings=changed).train()
     assert "goes on with other settings: num_warmup_steps was None, is 3" in caplog.text
     assert "logging_steps" not in caplog.text
+    # What a script says to be part of what is learned.
+    other = make_run(tmp_path, resume_from_checkpoint="latest", settings=changed, fixed_arguments=["num_warmup_steps"])
+    with pytest.raises(ValueError, match="is of another run: num_warmup_steps was None, is 3"):
+        other.train()
+
+
+def measured(model):
+    return {"eval_weight": model.matrix.weight[0, 0].item()}
+
+
+def test_a_checkpoint_has_what_was_measured_of_its_own_weights(tmp_path):
+    arguments = {"ema_decay": 0.9, "learning_rate": 0.1, "end_epoch": lambda epoch, model, is_last: measured(model)}
+    run = make_run(tmp_path, num_train_epochs=2, checkpointing_steps="epoch", **arguments)
+    run.train()
+    run.write_final_model()
+    for folder in (tmp_path / "checkpoint-2", tmp_path / "checkpoint-4", tmp_path):
+        results = json.loads((folder / "eval_results.json").read_text())
+        weight = load_file(folder / "model.safetensors")["matrix.weight"][0, 0].item()
+        assert results["eval_weight"] == pytest.approx(weight)
+        assert ("eval_raw_weight" in results) == (folder == tmp_path)
+
+
+def test_results_of_former_weights_are_removed(tmp_path):
+    files = ["eval_results.json", "eval_predictions.jsonl", "test_predictions.csv", "retrieval_scores.npy", "RTE.tsv"]
+
+    def run_and_list(**arguments):
+        run = make_run(tmp_path, end_epoch=None, checkpointing_steps="epoch", **arguments)
+        for name in [*files, "notes.txt"]:
+            (tmp_path / name).write_text("of the former weights")
+        run.train()
+        return {path.name for path in tmp_path.iterdir() if path.is_file()} - {"recipe.yaml", "all_results.json"}
+
+    assert run_and_list(num_train_epochs=1) == {"notes.txt"}
+    assert run_and_list(num_train_epochs=2, resume_from_checkpoint="latest") == {"notes.txt"}
+    # Nothing is trained any more: they are of these weights.
+    assert run_and_list(num_train_epochs=2, resume_from_checkpoint="latest") == {*files, "notes.txt"}
+
+
+def test_an_evaluation_that_is_killed_costs_no_training(tmp_path):
+    evaluated = []
+
+    def end_epoch(epoch, model, is_last):
+        evaluated.append(epoch)
+        if len(evaluated) == 2:
+            raise Killed
+        return measured(model)
+
+    arguments = {"num_train_epochs": 3, "checkpointing_steps": "epoch", "learning_rate": 0.1}
+    with pytest.raises(Killed):
+        make_run(tmp_path / "killed", end_epoch=end_epoch, **arguments).train()
+    trained = []
+
+    def compute_losses(model, inputs):
+        trained.append(inputs)
+        return squared_error(model, inputs)
+
+    resumed = make_run(
+        tmp_path / "killed",
+        end_epoch=end_epoch,
+        compute_losses=compute_losses,
+        resume_from_checkpoint="latest",
+        **arguments,
+    )
+    results = resumed.train()
+    assert evaluated == [0, 1, 1, 2] and len(trained) == 2
+    undisturbed = make_run(
+        tmp_path / "undisturbed", end_epoch=lambda epoch, model, is_last: measured(model), **arguments
+    )
+    assert results == [pytest.approx(result) for result in undisturbed.train()]
+    for parameter, value in zip(parameters(resumed), parameters(undisturbed), strict=True):
+        assert torch.equal(parameter, value)
+
+
+def test_sigterm_between_two_evaluations_ends_the_run(tmp_path):
+    """Of the weights, and of their averages."""
+    evaluated = []
+
+    def end_epoch(epoch, model, is_last):
+        evaluated.append(epoch)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return measured(model)
+
+    with pytest.raises(SystemExit) as exit_info:
+        make_run(tmp_path, num_train_epochs=2, ema_decay=0.9, end_epoch=end_epoch).train()
+    assert exit_info.value.code == TERMINATED and evaluated == [0]
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-2"]
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
