@@ -33,12 +33,16 @@ where the table has any, `categories`. The splits are:
 | `train` | of `--finetune_categories`; of all products where there are no categories | finetuning |
 | `validation`, `test` | held out of `train` | every script, by these names |
 
-No image is in two splits: one with products of both kinds of categories is an image of `--finetune_categories`. Images
-are held out among those whose titles no other image has, so that one image is right for each title, and no title of
-theirs is trained on.
+No image is in two splits: one with products of both kinds of categories is an image of `--finetune_categories`. Nor is
+what is held out trained on by another image: images that have a product id in common, or a title that differs at most
+in case, width, white space and punctuation, are of one group, also by way of others. Of a group that is held out one
+image is, and the others are left out of all splits, so that one image is right for each title. Rows that are dropped
+for their titles still say which product an image shows.
 
-A run that was stopped goes on where it was when the same command is given again, and ends with the same bytes.
-`report.json` says how many products were kept, cut and dropped, and why, with examples.
+A run that was stopped goes on where it was when the same command is given again, and ends with the same bytes. A folder
+that was begun with other settings is refused before anything is written, as no split of it is drawn by itself.
+`report.json` says how many products were kept, cut and dropped, and why, with examples; `dropped.jsonl` has all that
+were dropped, each with product_id, image_id, title, reason and detail.
 """
 
 import argparse
@@ -47,7 +51,7 @@ import functools
 import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +81,7 @@ from processing.titles import (
     draw_examples,
     draw_images,
     duplicates_of_earlier,
-    images_with_own_captions,
+    group_images,
     read_products,
 )
 from region_conversion import SKIP_HINT, Converter, DatasetFolder, NoRegionLeft
@@ -115,6 +119,7 @@ REASONS = {
     "duplicate": "with image and title of an earlier one",
     "no regions": "without regions of an image",
     "image of finetuning": "of a pretraining category, with an image of a finetuning one",
+    "like a held-out image": "with product or title of a held-out image",
     "damaged": "with damaged regions",
     "invalid": "with invalid regions",
     "no region left": "without a region above --confidence_above",
@@ -159,6 +164,7 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         "--spam_filter",
         help="Another filter, as module:function. It is given a title, and returns whether to drop it, or why.",
     )
+    titles.add_argument("--no_spam_filter", action="store_true", help="Drops no title as spam.")
 
     regions = parser.add_argument_group("images and regions")
     regions.add_argument("--source_split", help="Split of --regions, where that is a dataset with several.")
@@ -201,6 +207,9 @@ def check_args(args: argparse.Namespace):
         raise ValueError(f"expected one of --regions and --titles_only, got {'both' if args.regions else 'neither'}")
     if args.spam_filter and (args.spam_words or args.max_spam_share is not None):
         raise ValueError("--spam_words and --max_spam_share are for the filter that is built in, got --spam_filter too")
+    for name in ("spam_filter", "spam_words", "max_spam_share"):
+        if args.no_spam_filter and getattr(args, name) is not None:
+            raise ValueError(f"expected --no_spam_filter or --{name}, got both")
     if args.max_spam_share is not None and not 0 <= args.max_spam_share <= 1:
         raise ValueError(f"--max_spam_share: expected from 0 to 1, got {args.max_spam_share}")
     check_positive(args, "max_characters")
@@ -231,8 +240,10 @@ def check_args(args: argparse.Namespace):
         raise ValueError(f"expected categories that are for pretraining or for finetuning, got {both} for both")
 
 
-def make_spam_filter(args: argparse.Namespace) -> tuple[Callable[[str], Any], dict[str, Any]]:
-    """The filter, and the settings that decide on it. Code and words are named by their contents."""
+def make_spam_filter(args: argparse.Namespace) -> tuple[Callable[[str], Any] | None, dict[str, Any]]:
+    """The filter, if any, and the settings that decide on it. Code and words are named by their contents."""
+    if args.no_spam_filter:
+        return None, {"no_spam_filter": True}
     if args.spam_filter:
         module_name, colon, name = args.spam_filter.partition(":")
         sys.path.append("")  # modules of the working directory
@@ -327,6 +338,26 @@ class Ledger:
             },
         }
 
+    def dropped_rows(self) -> list[dict[str, str | None]]:
+        """All that are dropped, with the reasons."""
+        return [
+            {
+                "product_id": product.product_id,
+                "image_id": product.image_id,
+                "title": product.title,
+                "reason": reason,
+                "detail": detail,
+            }
+            for reason in REASONS
+            for product, detail in self.dropped.get(reason, [])
+        ]
+
+
+def write_report(folder: Path, report: Mapping[str, Any], ledger: Ledger):
+    """Writes `dropped.jsonl`, and then `report.json`."""
+    write_json_lines(folder / "dropped.jsonl", ledger.dropped_rows())
+    write_json(folder / "report.json", report)
+
 
 def clean_products(args: argparse.Namespace) -> tuple[Ledger, dict[str, Any]]:
     """The products with their captions, and the settings that decide on them."""
@@ -364,15 +395,16 @@ def clean_products(args: argparse.Namespace) -> tuple[Ledger, dict[str, Any]]:
 
 
 def write_titles(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes `titles.jsonl` and `report.json`."""
+    """Writes `titles.jsonl`, and the reports."""
     folder = Path(args.destination)
-    titles_path, report_path = folder / "titles.jsonl", folder / "report.json"
-    ours = {f"{path.name}{ending}" for path in (titles_path, report_path) for ending in ("", ".unfinished")}
+    names = ("titles.jsonl", "dropped.jsonl", "report.json")
+    ours = {f"{name}{ending}" for name in names for ending in ("", ".unfinished")}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= ours):
         raise FileExistsError(f"{folder}: expected a new or empty folder, or one with cleaned titles, got another.")
     ledger, settings = clean_products(args)
     ledger.drop_duplicates()
     report = {"script": TitlePlan.script, "settings": settings, **ledger.report()}
+    report_path = folder / "report.json"
     if report_path.exists() and read_json(report_path).get("settings") != settings:
         raise FileExistsError(f"{folder} has titles that were cleaned with other settings: choose another folder.")
     rows = []
@@ -380,8 +412,8 @@ def write_titles(args: argparse.Namespace) -> dict[str, Any]:
         row = {"product_id": product.product_id, "title": product.title, "caption": caption}
         further = {"image_id": product.image_id, "category": product.category}
         rows.append(row | {name: value for name, value in further.items() if value is not None})
-    write_json_lines(titles_path, rows)
-    write_json(report_path, report)
+    write_json_lines(folder / "titles.jsonl", rows)
+    write_report(folder, report, ledger)
     return report
 
 
@@ -446,8 +478,13 @@ def build_dataset(args: argparse.Namespace) -> dict[str, Any]:
         expects_sizes=args.image_sizes is not None,
         text_types=dict.fromkeys(texts, pa.list_(pa.string())),
     )
-    splits = split_images(args, source, texts[args.caption_column], finetune_images, make_converter(source))
+    groups = group_images(find_products(ledger, image_of), texts[args.caption_column])
+    splits, left_out = split_images(
+        args, source, texts[args.caption_column], groups, finetune_images, make_converter(source)
+    )
+    ledger.drop("like a held-out image", [left_out.get(image_of(product)) for product, _ in ledger.kept])
     settings |= make_settings(args, source)
+    check_folder(Path(args.destination), splits, settings)
     repo_id = create_repository(args) if args.push_to_hub else None
     reports = {}
     for split, image_ids in splits.items():
@@ -477,7 +514,7 @@ def build_dataset(args: argparse.Namespace) -> dict[str, Any]:
             for split, report in reports.items()
         },
     }
-    write_json(Path(args.destination, "report.json"), report)
+    write_report(Path(args.destination), report, ledger)
     if repo_id is not None:
         args.split = ", ".join(splits)
         print(f"Uploaded: {push_dataset(args, repo_id)}")
@@ -490,6 +527,37 @@ def find_images(source: RegionSource) -> Callable[[Product], str | None]:
     for image_id in source.image_ids:
         image_ids.setdefault(canonical_image_id(image_id), image_id)
     return lambda product: None if product.image_id is None else image_ids.get(canonical_image_id(product.image_id))
+
+
+def find_products(ledger: Ledger, image_of: Callable[[Product], str | None]) -> dict[str, list[str]]:
+    """The product ids of each image, also of images without regions, and by rows that were dropped."""
+    products: dict[str, list[str]] = {}
+    for product, _ in (*ledger.kept, *(item for items in ledger.dropped.values() for item in items)):
+        if product.image_id is not None:
+            image_id = image_of(product) or canonical_image_id(product.image_id)
+            products.setdefault(image_id, []).append(product.product_id)
+    return products
+
+
+def check_folder(path: Path, splits: Collection[str], settings: Mapping[str, Any]):
+    """
+    Compares what is to be made with all that was made or begun there. Which images a split has depends on the others.
+
+    Raises:
+        ValueError: a split was made with other settings, or there are others than these.
+    """
+    begun = {split: report["settings"] for split, report in DatasetFolder(path, "train").reports().items()}
+    for settings_path in sorted(path.glob(".conversion/*/settings.json")):
+        begun.setdefault(settings_path.parent.name, read_json(settings_path))
+    for split, before in begun.items():
+        # The fingerprint is of the images of the split, and is compared when it is its turn.
+        DatasetFolder(path, split).is_complete({**settings, "source_fingerprint": before["source_fingerprint"]})
+    others = [split for split in begun if split not in splits]
+    if others:
+        raise ValueError(
+            f"{path}: expected a folder with no other splits than {', '.join(splits)}, got {', '.join(others)}. Choose "
+            "another folder."
+        )
 
 
 def lowest_score(confidence_above: float) -> np.float32 | None:
@@ -522,16 +590,22 @@ def split_images(
     args: argparse.Namespace,
     source: RegionSource,
     captions: Mapping[str, Sequence[str]],
+    groups: Sequence[Sequence[str]],
     finetune_images: set[str],
     converter: Converter,
-) -> dict[str, list[str]]:
+) -> tuple[dict[str, list[str]], dict[str, str]]:
     """
-    The images of each split, in the order of the source.
+    Draws the images that are held out.
 
     Args:
         captions: Those of each image that has any.
+        groups: Images such that none is like one of another group. At most one of each is held out.
         finetune_images: Those that are not for pretraining.
         converter: Tells whether an image has a region that is kept: so many are held out as was asked for.
+
+    Returns:
+        The images of each split, in the order of the source; and of those that are in none, as they are like one that
+        is held out, which one that is.
 
     Raises:
         ValueError: there are too few images, or an image is damaged or invalid and `--on_error` is "raise".
@@ -568,27 +642,35 @@ def split_images(
         return usable
 
     number = args.validation_size + args.test_size
-    candidates = [image_id for image_id in images_with_own_captions(captions) if image_id in finetune_images]
-    held_out = draw_images(candidates, number, args.seed, find_usable)
-    if len(held_out) < number or len(finetune_images) <= number:
-        raise ValueError(
-            f"Expected more than {number:,} images to train on and to hold out, and {number:,} of them with regions "
-            f"and titles that no other image has; got {len(finetune_images):,} and {len(held_out):,}. Give smaller "
-            "--validation_size and --test_size."
-        )
-    test, validation = set(held_out[: args.test_size]), set(held_out[args.test_size :])
+    candidates = [[image_id for image_id in group if image_id in finetune_images] for group in groups]
+    held_out = draw_images(filter(None, candidates), number, args.seed, find_usable)
+    split_of = dict.fromkeys(held_out[: args.test_size], "test")
+    split_of |= dict.fromkeys(held_out[args.test_size :], "validation")
+    left_out = {
+        image_id: f"as {like} of {split_of[like]}"
+        for group in groups
+        for like in group
+        if like in split_of
+        for image_id in group
+        if image_id != like and image_id in captions
+    }
     splits: dict[str, list[str]] = {"pretrain": [], "train": [], "validation": [], "test": []}
     for image_id in in_order:
-        if image_id not in finetune_images:
-            split = "pretrain"
-        elif image_id in test:
-            split = "test"
-        else:
-            split = "validation" if image_id in validation else "train"
-        splits[split].append(image_id)
+        if image_id not in left_out:
+            split = "train" if image_id in finetune_images else "pretrain"
+            splits[split_of.get(image_id, split)].append(image_id)
+    if len(held_out) < number or not splits["train"]:
+        raise ValueError(
+            f"--validation_size and --test_size: expected {number:,} products to hold out and others to train on, got "
+            f"{len(held_out):,} to hold out and {len(splits['train']):,} images of others. Products with an image or a "
+            "title in common count as one, and those without a region that is kept do not count."
+        )
     if args.pretrain_categories and not splits["pretrain"]:
-        raise ValueError(f"No product of the categories {args.pretrain_categories} has a title and regions of its own.")
-    return {split: image_ids for split, image_ids in splits.items() if image_ids}
+        raise ValueError(
+            f"Expected images to pretrain on, got none: all products of the categories {args.pretrain_categories} are "
+            "dropped, or like products that are finetuned on or held out."
+        )
+    return {split: image_ids for split, image_ids in splits.items() if image_ids}, left_out
 
 
 # ---------------------------------------------------------------- what has become of it

@@ -17,8 +17,9 @@ import html
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html.entities import html5
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,33 @@ CHINESE_CHARACTER = re.compile(
 # Full-width forms of ASCII, among them punctuation of Chinese texts. (Spaces are white space.)
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
-
 # Those of HTML, with their semicolon: "&copy" may also be the beginning of a name.
-CHARACTER_REFERENCE = re.compile(r"&#?\w+;")
+CHARACTER_REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]*);", re.ASCII)
+# Control characters, format characters such as the zero-width space, and lone surrogates, which cannot be written.
+INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs")
+# Unicode's categories of opening brackets, opening quotation marks, dashes and low lines, ...
+JOINING_CATEGORIES = ("Ps", "Pi", "Pd", "Pc")
+# ... and further characters that join to what comes next. The full-width forms of ASCII are meant as well.
+JOINING_CHARACTERS = "&@#*/\\|~+=<^:;,.$·•・、×÷±￥¥"
 
 
 def normalize_characters(text: str) -> str:
     """Characters instead of HTML's names of them, one blank for all white space between words, and no characters that
     cannot be seen."""
-    text = CHARACTER_REFERENCE.sub(lambda reference: html.unescape(reference[0]), text)
-    text = " ".join(text.split())
-    return "".join(character for character in text if unicodedata.category(character) not in ("Cc", "Cf")).strip()
+
+    def unescape(reference: re.Match) -> str:
+        # html.unescape also takes a name for the beginning of a longer one: "&copyright;".
+        is_known = reference[0].startswith("&#") or reference[0][1:] in html5
+        return html.unescape(reference[0]) if is_known else reference[0]
+
+    text = CHARACTER_REFERENCE.sub(unescape, text)
+    # Tabs and ends of lines are control characters, but white space.
+    visible = [
+        character
+        for character in text
+        if character.isspace() or unicodedata.category(character) not in INVISIBLE_CATEGORIES
+    ]
+    return " ".join("".join(visible).split())
 
 
 def cut_at_word(text: str, words: Sequence[str], max_characters: int) -> str:
@@ -60,14 +77,26 @@ def cut_at_word(text: str, words: Sequence[str], max_characters: int) -> str:
         max_characters (`int`): Length of the result, at most.
 
     Returns:
-        `str`: without white space at its end; empty if the first word is longer.
+        `str`: without white space at its end and, if it is cut, without a connector, separator or opening bracket
+        there; empty if the first word is longer.
     """
     length = 0
     for word in words:
         if length + len(word) > max_characters:
             break
         length += len(word)
+    if length < len(text):
+        while length and _joins_to_next(text[length - 1]):
+            length -= 1
     return text[:length].rstrip()
+
+
+def _joins_to_next(character: str) -> bool:
+    return (
+        character.isspace()
+        or unicodedata.category(character) in JOINING_CATEGORIES
+        or character.translate(HALF_WIDTH) in JOINING_CHARACTERS
+    )
 
 
 # ---------------------------------------------------------------- spam
@@ -87,6 +116,8 @@ FEE_PHRASES = (
     *("补差价", "差价专用", "差价链接", "差价专拍", "补运费", "运费补", "运费专用", "运费链接", "运费专拍"),
     *("补邮费", "邮费补", "邮费专用", "邮费链接", "邮费专拍"),
 )
+# Letters, digits and Chinese characters. In fewer, one advertising word may be most of a product's name.
+SHORT_TITLE = 8
 
 
 class WordListSpamFilter:
@@ -95,7 +126,9 @@ class WordListSpamFilter:
 
     1. One of `phrases` is in the title.
     2. Advertising words make up more than `max_share` of its letters, digits and Chinese characters. Most titles have
-       such a word or two (free shipping, on sale, new) beside the product's name: these are kept.
+       such a word or two (free shipping, on sale, new) beside the product's name: these are kept. A title with fewer
+       than 8 of these characters counts as one with 8, unless it has nothing but advertising words: 测试仪 (a tester)
+       and 新款测试仪 (a new one) are products, 测试 (a test) is none.
 
     Args:
         words (`Sequence[str]`): Of the second rule. Upper and lower case are the same.
@@ -129,9 +162,9 @@ class WordListSpamFilter:
             covered.update(range(*found.span(1)))
             words[found[1]] = None
         telling = [place for place, character in enumerate(title) if character.isalnum()]
-        if sum(place in covered for place in telling) > self.max_share * len(telling):
-            return " ".join(words)
-        return None
+        num_covered = sum(place in covered for place in telling)
+        length = len(telling) if num_covered == len(telling) else max(len(telling), SHORT_TITLE)
+        return " ".join(words) if num_covered > self.max_share * length else None
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern:
@@ -239,6 +272,8 @@ def _import_opencc():
 
 # ---------------------------------------------------------------- products
 
+# Half of a character beyond U+FFFF. JSON can have it, and no file in UTF-8.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 PRODUCT_FIELDS = ("product_id", "title", "image_id", "category")
 
 
@@ -268,7 +303,8 @@ def read_products(
 ) -> list[Product]:
     """
     Reads a table: `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects), `.parquet`, or `.txt` with a title in each
-    line, whose number is the product id. Ids are strings or whole numbers.
+    line, whose number is the product id. Ids are strings or whole numbers. Half a character (a lone surrogate), which
+    some titles end with that were cut elsewhere, is left out of a title.
 
     Args:
         path (`str` or `os.PathLike`): The file.
@@ -290,7 +326,7 @@ def read_products(
         product_id = _identifier(record, columns["product_id"])
         if product_id is None:
             raise record.error(f"expected a product id in the column {columns['product_id']!r}, got {dict(record)}.")
-        title = record.text(columns["title"]) if columns["title"] in record else ""
+        title = LONE_SURROGATE.sub("", record.text(columns["title"])) if columns["title"] in record else ""
         image_id, category = (_identifier(record, columns[field]) for field in ("image_id", "category"))
         products.append(Product(product_id, title, image_id, category))
     if not products:
@@ -340,6 +376,8 @@ def _identifier(record: Record, name: str) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise record.error(f"expected {name!r} to be a string or a whole number, got {value!r:.80}.")
+    if LONE_SURROGATE.search(str(value)):
+        raise record.error(f"expected {name!r} to be of whole characters, got {value!r:.80}.")
     return str(value).strip() or None
 
 
@@ -347,50 +385,73 @@ def _identifier(record: Record, name: str) -> str | None:
 
 
 def title_key(title: str) -> str:
-    """One text for all titles that differ only in case or white space, which says nothing between Chinese words."""
-    return "".join(title.casefold().split())
+    """One text for all titles that differ only in case, width, white space, punctuation and symbols."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", title).casefold()))
 
 
-def images_with_own_captions(captions: Mapping[str, Sequence[str]]) -> list[str]:
+def group_images(
+    product_ids: Mapping[str, Collection[str]], captions: Mapping[str, Collection[str]]
+) -> list[list[str]]:
     """
-    Images none of whose captions another image has, too; case and white space do not count.
+    Groups images such that none has a product or a caption, up to [`title_key`], in common with one of another group.
 
     Args:
-        captions (`Mapping[str, Sequence[str]]`): Those of each image.
+        product_ids (`Mapping[str, Collection[str]]`): Of each image, the products that it is a photograph of.
+        captions (`Mapping[str, Collection[str]]`): Of each image, or of some.
+
+    Returns:
+        `list[list[str]]`: every image in one group. Those of a group may have nothing in common but others of it.
     """
-    images: dict[str, str | None] = {}  # by text: the image that has it, None for several
-    for image_id, texts in captions.items():
-        for text in map(title_key, texts):
-            images[text] = image_id if images.get(text, image_id) == image_id else None
-    shared = {text for text, image_id in images.items() if image_id is None}
-    return [image_id for image_id in captions if shared.isdisjoint(map(title_key, captions[image_id]))]
+    keys = [(image_id, ("product", product_id)) for image_id, ids in product_ids.items() for product_id in ids]
+    keys += [(image_id, ("title", title_key(text))) for image_id, texts in captions.items() for text in texts]
+    leaders = {image_id: image_id for image_id in (*product_ids, *captions)}
+
+    def leader_of(image_id: str) -> str:
+        while leaders[image_id] != image_id:
+            leaders[image_id] = leaders[leaders[image_id]]  # a shorter way for the next time
+            image_id = leaders[image_id]
+        return image_id
+
+    first_images: dict[tuple[str, str], str] = {}
+    for image_id, key in keys:
+        leaders[leader_of(image_id)] = leader_of(first_images.setdefault(key, image_id))
+    groups: dict[str, list[str]] = {}
+    for image_id in leaders:
+        groups.setdefault(leader_of(image_id), []).append(image_id)
+    return list(groups.values())
 
 
 def draw_images(
-    image_ids: Collection[str],
+    groups: Iterable[Collection[str]],
     number: int,
     seed: int,
     find_usable: Callable[[Sequence[str]], Collection[str]] = lambda image_ids: image_ids,
 ) -> list[str]:
     """
-    Draws images without repetition. Which are drawn depends on the ids and the seed, not on the order of the ids, and
-    the first ones of a larger number are those of a smaller.
+    Draws groups of images without repetition, and one image of each. Which are drawn depends on the ids and the seed,
+    not on the order of the ids, and the first ones of a larger number are those of a smaller.
 
     Args:
-        image_ids (`Collection[str]`): Those to choose from.
+        groups (`Iterable[Collection[str]]`): Those to choose from. None is empty, and no image is in two.
         number (`int`): So many are drawn.
         seed (`int`): Other images for another seed.
         find_usable (`Callable`): Those of some images that can be taken; called until there are enough.
 
     Returns:
-        `list[str]`: fewer than `number` if there are no more.
+        `list[str]`: fewer than `number` if no more groups have an image that can be taken.
     """
-    order = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed} {image_id}".encode()).digest())
+
+    def rank(image_id: str) -> bytes:
+        return hashlib.sha256(f"{seed} {image_id}".encode()).digest()
+
+    order = sorted((sorted(group, key=rank) for group in groups), key=lambda group: rank(min(group)))
     drawn: list[str] = []
     while order and len(drawn) < number:
         candidates, order = order[: number - len(drawn)], order[number - len(drawn) :]
-        usable = set(find_usable(candidates))
-        drawn += [image_id for image_id in candidates if image_id in usable]
+        usable = set(find_usable([group[0] for group in candidates]))
+        drawn += [group[0] for group in candidates if group[0] in usable]
+        # Behind all others, as the first draws of a larger number would otherwise be different ones.
+        order += [group[1:] for group in candidates if group[0] not in usable and len(group) > 1]
     return drawn
 
 
@@ -406,5 +467,8 @@ def duplicates_of_earlier(pairs: Sequence[tuple[str, str]]) -> list[int | None]:
     the caption; None where it is the first itself.
     """
     first_places: dict[tuple[str, str], int] = {}
-    places = [first_places.setdefault((image, title_key(text)), i) for i, (image, text) in enumerate(pairs)]
-    return [None if place == i else place for i, place in enumerate(places)]
+    firsts = [
+        first_places.setdefault((image, "".join(text.casefold().split())), place)
+        for place, (image, text) in enumerate(pairs)
+    ]
+    return [None if first == place else first for place, first in enumerate(firsts)]

@@ -111,6 +111,23 @@ def rows_of(folder: Path, split: str) -> dict[str, list[str]]:
     return {dataset[row]["image_id"]: dataset.captions(row) for row in range(len(dataset))}
 
 
+def write_products(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    """A table of product ids, titles, images and categories."""
+    lines = ["product_id,title,image_id,category", *map(",".join, rows)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def images_of(folder: Path) -> dict[str, set[str]]:
+    """The images of each split."""
+    splits = json.loads((folder / "conversion_report.json").read_text(encoding="utf-8"))
+    return {split: set(rows_of(folder, split)) for split in splits}
+
+
+def dropped_rows(folder: Path) -> list[dict[str, str | None]]:
+    return [json.loads(line) for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def dropped_ids(report: dict) -> dict[str, list[str]]:
     return {
         reason: [example["product_id"] for example in group["examples"]] for reason, group in report["dropped"].items()
@@ -120,7 +137,7 @@ def dropped_ids(report: dict) -> dict[str, list[str]]:
 def test_who_is_where(products, regions, tmp_path, build, capsys):
     built = tmp_path / "built"
     report = build(products, built, "--regions", regions, *ARGUMENTS)
-    # The image f has a title that others have as well: it cannot be held out. Image d has no region that is certain.
+    # Image d has no region that is certain.
     assert rows_of(built, "pretrain") == {"a.jpg": ["红色连衣裙", "蓝色连衣裙"], "b": ["红色连衣裙"]}
     assert rows_of(built, "train") | rows_of(built, "validation") | rows_of(built, "test") == {
         "c": ["黑色长裤"],
@@ -160,14 +177,85 @@ def test_who_is_where(products, regions, tmp_path, build, capsys):
         "README.md",
         "conversion_report.json",
         "data",
+        "dropped.jsonl",
         "report.json",
     ]
+    row = {"product_id": "6", "image_id": "b", "title": "包邮 特价", "reason": "spam", "detail": "包邮 特价"}
+    rows = dropped_rows(built)
+    assert row in rows and [row["product_id"] for row in rows] == ["16", "5", "6", "2", "14", "15", "12", "8"]
+    assert [row["image_id"] for row in rows if row["reason"] == "no regions"] == ["x", None]
     output = capsys.readouterr().out
     assert "dropped: without a Chinese character, 1 of 1:\n  5  SK-II 230ml\n" in output
     assert "Regions have a score above 0.1." in (built / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("product_id", "titles"),
+    [
+        ("{0}", ["{0}号红裙", "{0}号红裙！"]),
+        ("{0}", ["{0}号红裙", "夏天的{0}号"]),
+        ("{0}-{1}", ["{0}号红裙，大码", "{0}号 红裙（大码）"]),
+        ("{0}-{1}", ["{0}号红裙", "{0}号红裙"]),
+    ],
+)
+@pytest.mark.parametrize("categories", [[], ["裙", "裤"]])
+def test_no_product_is_in_training_and_held_out(tmp_path, build, product_id, titles, categories):
+    rows = [
+        (product_id.format(number, place), title.format(number), f"{number}-{place}", "裙" if place else "裤")
+        for number in range(20)
+        for place, title in enumerate(titles)
+    ]
+    regions = write_regions(tmp_path / "regions.parquet", images={image_id: 2 for _, _, image_id, _ in rows})
+    arguments = ["--regions", regions, "--validation_size", 2, "--test_size", 4]
+    if categories:
+        arguments += ["--pretrain_categories", "裙", "--finetune_categories", "裤"]
+    report = build(write_products(tmp_path / "products.csv", rows), tmp_path / "built", *arguments)
+    images = images_of(tmp_path / "built")
+    numbers = {split: {image_id.split("-")[0] for image_id in image_ids} for split, image_ids in images.items()}
+    training = [name for name in ("pretrain", "train") if name in images]
+    assert training == (["pretrain", "train"] if categories else ["train"])
+    assert (
+        [len(images[split]) for split in ("validation", "test")]
+        == [2, 4]
+        == [len(numbers[split]) for split in ("validation", "test")]
+    )
+    assert numbers["test"].isdisjoint(numbers["validation"])
+    assert all((numbers["test"] | numbers["validation"]).isdisjoint(numbers[split]) for split in training)
+    # What is not like anything held out is all there.
+    assert sum(len(images[split]) for split in training) == 2 * 14
+    assert report["dropped"]["like a held-out image"]["products"] == 6
+    held_out = {image_id: split for split in ("validation", "test") for image_id in images[split]}
+    left_out = {row["image_id"]: row["detail"] for row in dropped_rows(tmp_path / "built")}
+    assert len(left_out) == 6
+    for image_id, detail in left_out.items():
+        (like,) = [other for other in held_out if other.split("-")[0] == image_id.split("-")[0]]
+        assert detail == f"as {like} of {held_out[like]}"
+
+    shuffled = write_products(tmp_path / "shuffled.csv", rows[::-1])
+    build(shuffled, tmp_path / "again", *arguments)
+    assert images_of(tmp_path / "again") == images
+
+
+def test_photographs_of_a_product_whose_title_was_dropped(tmp_path, build):
+    # Photograph b is of product 1, too, which is dropped twice: without a title, and with the title of product 2.
+    rows = [("1", "红裙", "a", ""), ("1", "", "b", ""), ("2", "蓝裙", "b", ""), ("3", "绿裙", "c", "")]
+    rows += [("3", "白裙", "d", ""), ("4", "白裙", "d", ""), ("4", "灰裙", "e", ""), ("5", "黑裙", "f", "")]
+    # Photograph x of products 6 and 7 has no regions.
+    rows += [("6", "紫裙", "g", ""), ("6", "紫裙", "x.jpg", ""), ("7", "紫裤", "x", ""), ("7", "长裤", "h", "")]
+    table = write_products(tmp_path / "products.csv", rows)
+    regions = write_regions(tmp_path / "regions.parquet", images=dict.fromkeys("abcdefgh", 2))
+    for seed in range(5):
+        folder = tmp_path / str(seed)
+        build(table, folder, "--regions", regions, "--validation_size", 0, "--test_size", 3, "--seed", seed)
+        images = images_of(folder)
+        for group in ({"a", "b"}, {"c", "d", "e"}, {"f"}, {"g", "h"}):
+            assert len(group & images["test"]) == 1 and not group & images["train"] or group <= images["train"]
+
+
 def test_a_seed_holds_the_same_images_out(products, regions, tmp_path, build):
+    # No title of a pretraining image, which would be left out with it, is held out.
+    products.write_text(PRODUCTS.replace("10,红色", "10,橙色"), encoding="utf-8")
+
     def held_out(name: str, *arguments) -> list[str]:
         build(products, tmp_path / name, "--regions", regions, *ARGUMENTS, *arguments)
         return [list(rows_of(tmp_path / name, split)) for split in ("test", "validation")]
@@ -225,7 +313,7 @@ def test_killed(products, regions, tmp_path, build):
     arguments = ["--regions", str(regions), *ARGUMENTS, "--rows_per_shard", "1"]
     build(products, tmp_path / "undisturbed" / "built", *arguments)
     expected = contents(tmp_path / "undisturbed" / "built")
-    assert len(expected) == 2 + 3 + 1 + 2 + 3  # shards of the splits, both reports, card
+    assert len(expected) == 2 + 3 + 1 + 2 + 4  # shards of the splits, both reports, card, what was dropped
     killer = KILLER.replace("convert_regions", "build_title_dataset").replace("regions", "built")
     # At some steps; what is imported late is imported before all the forks.
     killer = f"import jieba\n{killer}".replace("last_step += 1", "last_step += 29")
@@ -253,11 +341,63 @@ def test_what_was_begun_with_other_arguments(products, regions, tmp_path, build,
     assert {name: digest for name, digest in contents(tmp_path / "built").items() if "lock" not in name} == before
 
 
+def test_a_folder_keeps_to_its_categories(products, regions, tmp_path, build, refuse, monkeypatch):
+    def unchanged(before: dict[str, str]) -> bool:
+        return {name: digest for name, digest in contents(built).items() if "lock" not in name} == before
+
+    built = tmp_path / "built"
+    arguments = [products, built, "--regions", regions, *ARGUMENTS]
+    sizes = ["--validation_size", "1", "--test_size", "2", "--seed", "3"]
+    without = [products, built, "--regions", regions, *sizes]
+    build(*without)
+    before = contents(built)
+    message = refuse(*arguments)
+    assert "the split train was begun, got others: --pretrain_categories was None, is ['裙']" in message
+    assert unchanged(before) and "pretrain" not in images_of(built)
+
+    # Stopped behind the split pretrain, and in the middle of it.
+    build(products, tmp_path / "undisturbed" / "built", "--regions", regions, *ARGUMENTS)
+    expected = contents(tmp_path / "undisturbed" / "built")
+    convert = script.convert_to_parquet
+    for last, step in (("pretrain", "done"), ("pretrain", "begun")):
+        built = tmp_path / step / "built"
+        arguments[1] = without[1] = built
+
+        def convert_until(args, plan, last=last, step=step):
+            if step == "begun":
+                monkeypatch.setattr(plan, "write_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            elif args.split != last:
+                raise KeyboardInterrupt
+            return convert(args, plan)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "convert_to_parquet", convert_until)
+            assert "Stopped." in refuse(*arguments)
+        before = {name: digest for name, digest in contents(built).items() if "lock" not in name}
+        assert len(list(built.glob("data/*"))) == (step == "done")
+        assert "the split pretrain was begun, got others: --pretrain_categories was ['裙'], is None" in refuse(*without)
+        assert unchanged(before)
+        build(*arguments)
+        assert contents(built) == expected
+
+
+def test_a_folder_with_another_split(products, regions, tmp_path, build, refuse):
+    arguments = [products, tmp_path / "built", "--regions", regions, *ARGUMENTS]
+    build(*arguments)
+    path = tmp_path / "built" / "conversion_report.json"
+    reports = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(reports | {"extra": reports["train"]}), encoding="utf-8")
+    before = contents(tmp_path / "built")
+    message = refuse(*arguments)
+    assert "expected a folder with no other splits than pretrain, train, validation, test, got extra" in message
+    assert contents(tmp_path / "built") == before
+
+
 def test_titles_only(products, tmp_path, build, refuse, capsys):
     arguments = [products, tmp_path / "titles", "--titles_only"]
     report = build(*arguments, "--max_characters", 4)
     before = contents(tmp_path / "titles")
-    assert sorted(before) == ["report.json", "titles.jsonl"]
+    assert sorted(before) == ["dropped.jsonl", "report.json", "titles.jsonl"]
     rows = [
         json.loads(line) for line in (tmp_path / "titles" / "titles.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -266,6 +406,7 @@ def test_titles_only(products, tmp_path, build, refuse, capsys):
     assert rows[-1]["caption"] == "青色短裤"
     assert report["products"] == 17 and report["kept"]["products"] + report["cut"]["products"] == len(rows)
     assert dropped_ids(report)["duplicate"] == ["2"]
+    assert len(dropped_rows(tmp_path / "titles")) + len(rows) == 17
     assert {"product_id": "3", "title": "蓝色连衣裙", "caption": "蓝色"} in report["cut"]["examples"]
     assert "3  蓝色连衣裙  ->  蓝色" in capsys.readouterr().out
 
@@ -281,16 +422,21 @@ def test_spam_filters(products, tmp_path, build, refuse, monkeypatch):
     def dropped(name: str, *arguments) -> list[str]:
         return dropped_ids(build(products, tmp_path / name, "--titles_only", *arguments))["spam"]
 
-    (tmp_path / "words.txt").write_text("连衣裙\n\n长裤\n", encoding="utf-8")
+    (tmp_path / "words.txt").write_text("红色\n连衣裙\n\n长裤\n", encoding="utf-8")
     words = ["--spam_words", tmp_path / "words.txt"]
-    assert dropped("words", *words) == ["1", "2", "3", "4", "10"]  # 3 of 5 characters, while 2 of 4 are half
+    assert dropped("words", *words) == ["1", "2", "4", "10"]  # all of it, and not most of a short title
     assert dropped("any", *words, "--max_spam_share", 0) == ["1", "2", "3", "4", "7", "8", "9", "10", "14", "15"]
 
     (tmp_path / "my_filter.py").write_text("def is_red(title):\n    return '红' in title\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert dropped("own", "--spam_filter", "my_filter:is_red") == ["1", "2", "4", "10"]
+    report = build(products, tmp_path / "none", "--titles_only", "--no_spam_filter")
+    assert "spam" not in report["dropped"] and report["settings"]["no_spam_filter"] is True
     arguments = [products, tmp_path / "refused", "--titles_only"]
+    for other in (["--spam_filter", "my_filter:is_red"], words, ["--max_spam_share", "0"]):
+        message = f"expected --no_spam_filter or {other[0]}, got both"
+        assert message in refuse(*arguments, "--no_spam_filter", *other)
     assert "expected a function 'is_blue' in my_filter" in refuse(*arguments, "--spam_filter", "my_filter:is_blue")
     assert "expected module:function, No module named" in refuse(*arguments, "--spam_filter", "no_such_filter:f")
     assert "for the filter that is built in" in refuse(*arguments, "--spam_filter", "my_filter:is_red", *words)
@@ -313,7 +459,13 @@ def test_arguments_that_do_not_fit(products, regions, tmp_path, refuse, monkeypa
     assert "got ['裙'] for both" in refuse(*arguments, *both)
     unknown = ["--pretrain_categories", "裙", "--finetune_categories", "帽"]
     assert "such as 裙, 裤, 鞋, got ['帽']" in refuse(*arguments, *unknown)
-    assert "2,000 of them with regions and titles that no other image has; got 8 and 4" in refuse(*arguments)
+    assert "expected 2,000 products to hold out and others to train on, got 5 to hold out" in refuse(*arguments)
+    one = ["--validation_size", 0, "--test_size", 1]
+    same = write_regions(tmp_path / "same.parquet", images={"a": 2, "f": 2})
+    assert "got 1 to hold out and 0 images of others" in refuse(products, built, "--regions", same, *one)
+    # Image f is held out, as d has no region that is certain; image a has the same title.
+    same = write_regions(tmp_path / "same_and_d.parquet", images={"a": 2, "f": 2, "d": [0.1]})
+    assert "Expected images to pretrain on, got none" in refuse(products, built, "--regions", same, *one, *CATEGORIES)
     assert "expected a column 'picture', got" in refuse(*arguments, "--image_id_column", "picture")
     assert "There is no file or folder" in refuse(products, built, "--regions", "/nowhere")
     other = write_regions(tmp_path / "other.parquet", images={"z": 3})
@@ -326,6 +478,18 @@ def test_arguments_that_do_not_fit(products, regions, tmp_path, refuse, monkeypa
     assert 'jieba: pip install "interbert[chinese]"' in refuse(*arguments)
 
 
+def test_titles_that_cannot_be_written(tmp_path, build):
+    table = tmp_path / "products.jsonl"
+    titles = ["红裙\\ud83d", "SK-II\\udc00", "\\ud83d"]
+    table.write_text(
+        "".join(f'{{"product_id": {number}, "title": "{title}"}}\n' for number, title in enumerate(titles)),
+        encoding="utf-8",
+    )
+    report = build(table, tmp_path / "titles", "--titles_only")
+    assert report["kept"]["examples"] == [{"product_id": "0", "title": "红裙", "caption": "红裙"}]
+    assert dropped_ids(report) == {"no title": ["2"], "no Chinese character": ["1"]}
+
+
 @pytest.mark.skipif(not TITLES.is_dir(), reason="there are no real titles")
 def test_real_titles(tmp_path, build):
     arguments = ["--titles_only", "--columns", "product_id", "title", "parts"]
@@ -335,3 +499,4 @@ def test_real_titles(tmp_path, build):
     lines = (tmp_path / "titles" / "titles.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == report["kept"]["products"] + report["cut"]["products"]
     assert all(0 < len(json.loads(line)["caption"]) <= 36 for line in lines)
+    assert len(lines) + len(dropped_rows(tmp_path / "titles")) == 2673

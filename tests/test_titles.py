@@ -17,7 +17,7 @@ from processing.titles import (
     draw_examples,
     draw_images,
     duplicates_of_earlier,
-    images_with_own_captions,
+    group_images,
     normalize_characters,
     read_products,
 )
@@ -36,6 +36,14 @@ def test_characters():
     assert normalize_characters("红\u200b色\ufeff裙\x00") == "红色裙"
     assert normalize_characters("LANC&Ocirc;ME &amp;&#22899;") == "LANCÔME &女"
     assert normalize_characters("AT&T &copy女") == "AT&T &copy女"
+    # What cannot be seen is gone before white space is counted, and white space is not what cannot be seen.
+    assert normalize_characters("红 \u200b 裙&#8203;\x1f\u2060女 \ufeff") == "红 裙 女"
+    # Only names that there are, as they stand: no part of one.
+    assert normalize_characters("&copy女; &copyright; &#x5973; &#22899女; &nbsp;&hearts;") == (
+        "&copy女; &copyright; 女 &#22899女; ♥"
+    )
+    # Half of an emoji, in a title that was cut behind 16 bits.
+    assert normalize_characters("红裙 \ud83d") == "红裙"
 
 
 def test_width_and_simplified_characters_only_when_asked():
@@ -51,6 +59,29 @@ def test_cut_at_word():
     cuts = [cut_at_word(text, words, length) for length in range(1, 9)]
     # White space at the end counts, and is left out.
     assert cuts == ["", "红色", "红色", "红色", "红色", "红色 连衣裙", "红色 连衣裙", "红色 连衣裙 女"]
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ("保湿乳50ml", ["*", "2"]),
+        ("helloOkitty", ["/", "布丁狗"]),
+        ("连衣裙", [" ", "【", "（", "“", "大码"]),
+        ("送手套", ["＋", "帽子"]),
+        ("SK", ["-", "II"]),
+        ("红色", ["、", "蓝色"]),
+        ("红色", ["，", "￥", "99"]),
+        ("【红色】", ["连衣裙"]),
+        ("纯棉100%", ["连衣裙"]),
+        ("好看！", ["连衣裙"]),
+    ],
+)
+def test_nothing_dangles_behind_a_cut(kept, words):
+    text = kept + "".join(words)
+    assert cut_at_word(text, [kept, *words], len(text) - len(words[-1])) == kept
+    assert cut_at_word(text, [kept, *words], len(text)) == text
+    # What was not cut off by us stays.
+    assert cut_at_word(kept + "/", [kept, "/"], 36) == kept + "/"
 
 
 def test_titles_are_cut_as_jieba_finds_words():
@@ -77,17 +108,20 @@ def test_dropped_titles():
 def test_spam():
     is_spam = WordListSpamFilter()
     assert is_spam("【包邮】红色连衣裙女") is None
-    # 4 of 8 characters are no more than half, 4 of 7 are.
-    assert is_spam("包邮 特价！红色裙子") is None
-    assert is_spam("包邮 特价！红裙子") == "包邮 特价"
-    # Blanks and punctuation do not count.
-    assert is_spam("包邮！！！ 裙") == "包邮"
+    # 6 of 12 characters are no more than half, 6 of 11 are. Blanks and punctuation do not count.
+    assert is_spam("包邮 特价 现货！！！红色连衣裙子") is None
+    assert is_spam("包邮 特价 现货！！！红色连衣裙") == "包邮 特价 现货"
+    # In a short title one word may be most of it, but not all of it: a tester, a clip for coupons, a test.
+    assert [is_spam(title) for title in ("测试仪", "新款测试仪", "优惠券夹", "包邮 裙")] == [None] * 4
+    assert is_spam("测试！") == "测试" and is_spam("包邮 特价") == "包邮 特价"
+    assert is_spam("包邮 特价 现货 裙") == "包邮 特价 现货"
+    assert WordListSpamFilter(max_share=0)("测试仪") == "测试"
     # A fee, whatever else there is.
     assert is_spam("牛杂酱料世家红色连衣裙女装 差价专用") == "差价专用"
     assert is_spam("红色连衣裙女") is None
     # Words that overlap: all five characters.
-    assert WordListSpamFilter(["红黄蓝", "蓝白黑"], max_share=0.7)("红黄蓝白黑 AB") == "红黄蓝 蓝白黑"
-    assert WordListSpamFilter(["红黄蓝", "蓝白黑"], max_share=0.72)("红黄蓝白黑 AB") is None
+    assert WordListSpamFilter(["红黄蓝", "蓝白黑"], max_share=0.62)("红黄蓝白黑 ABC") == "红黄蓝 蓝白黑"
+    assert WordListSpamFilter(["红黄蓝", "蓝白黑"], max_share=0.63)("红黄蓝白黑 ABC") is None
     assert WordListSpamFilter(["VIP"], max_share=0)("红色连衣裙 vip专享") == "vip"
     assert WordListSpamFilter(["VIP"], max_share=1)("vip") is None
     assert WordListSpamFilter([], [])("包邮") is None
@@ -157,6 +191,11 @@ def test_tables(tmp_path):
         ("a.jsonl", '{"product_id": 1, "title": 5}\n', "a.jsonl, line 1: expected 'title' to be a string, got 5"),
         ("a.jsonl", '{"product_id": 1.5, "title": "红"}\n', "'product_id' to be a string or a whole number, got 1.5"),
         ("a.jsonl", '{"product_id": 1, "title": "红"\n', "a.jsonl, line 1, column 31: expected JSON"),
+        (
+            "a.jsonl",
+            '{"product_id": 1, "title": "红", "category": "裙\\ud83d"}\n',
+            r"a.jsonl, line 1: expected 'category' to be of whole characters, got '裙\\ud83d'",
+        ),
         ("a.xlsx", "", "expected one of the extensions"),
         ("a.parquet", "PAR1", "a.parquet: expected a Parquet file"),
     ],
@@ -165,6 +204,12 @@ def test_broken_tables(tmp_path, name, text, message):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_products(tmp_path / name)
+
+
+def test_titles_that_were_cut_within_a_character(tmp_path):
+    path = tmp_path / "products.jsonl"
+    path.write_text('{"product_id": 1, "title": "红裙\\ud83d"}\n{"product_id": 2, "title": "\\ud83d\\ude00"}\n')
+    assert read_products(path) == [Product("1", "红裙"), Product("2", "😀")]
 
 
 def test_columns_that_are_missing(tmp_path):
@@ -184,19 +229,32 @@ def test_duplicates():
     assert duplicates_of_earlier(pairs) == [None, None, 0, None, 0, 1]
 
 
-def test_images_with_own_captions():
-    captions = {"a": ["红裙", "红 裙"], "b": ["蓝裙", "Dog 裙"], "c": ["dog裙"], "d": ["dog 裙", "绿裙"], "e": []}
-    assert images_with_own_captions(captions) == ["a", "e"]
+def test_groups():
+    product_ids = {"a": ["1"], "b": ["2"], "c": ["2", "3"], "d": ["4"], "e": ["3"], "f": ["红裙"], "g": ["5"]}
+    captions = {
+        "a": ["红裙，女"],
+        "b": ["蓝裙"],
+        "c": ["绿裙"],
+        "d": ["白裙", "红 裙 女！"],
+        "f": ["Ｄog裙"],
+        "g": ["红裙"],
+    }
+    # b and e are photographs of other products, which c shows together. A product id is no title.
+    groups = [["a", "d"], ["b", "c", "e"], ["f"], ["g"]]
+    assert sorted(map(sorted, group_images(product_ids, captions))) == groups
+    assert group_images(product_ids, captions | {"h": ["dog(裙)"]})[-2:] == [["f", "h"], ["g"]]
+    backwards = [dict(reversed(values.items())) for values in (product_ids, captions)]
+    assert sorted(map(sorted, group_images(*backwards))) == groups
 
 
 def test_draws():
-    images = [f"image-{number}" for number in range(20)]
+    images = [[f"image-{number}"] for number in range(20)]
     drawn = draw_images(images, 6, seed=0)
-    assert len(set(drawn)) == 6 and set(drawn) <= set(images)
+    assert len(set(drawn)) == 6 and {image for (image,) in images} >= set(drawn)
     assert draw_images(images[::-1], 6, seed=0) == drawn
     assert draw_images(images, 9, seed=0)[:6] == drawn
     assert draw_images(images, 6, seed=1) != drawn
-    assert sorted(draw_images(images, 30, seed=0)) == sorted(images)
+    assert sorted(draw_images(images, 30, seed=0)) == sorted(image for (image,) in images)
 
     calls = []
 
@@ -208,6 +266,21 @@ def test_draws():
     assert draw_images(images, 6, 0, find_usable) == draw_images(images, 8, seed=0)[2:]
     assert calls == [6, 2]
     assert draw_images(images, 30, 0, lambda candidates: []) == []
+
+
+def test_draws_from_groups():
+    groups = [[f"{group}-{number}" for number in range(1 + group % 3)] for group in range(12)]
+    drawn = draw_images(groups, 12, seed=0)
+    assert sorted(int(image.split("-")[0]) for image in drawn) == list(range(12))
+    assert {image.split("-")[1] for image in drawn} == {"0", "1", "2"}
+    assert draw_images([group[::-1] for group in groups[::-1]], 5, seed=0) == drawn[:5]
+
+    # Where the image that was chosen cannot be used there is another one of the group, once all groups had their turn.
+    unusable = [image for image in drawn[:6] if not image.startswith(("0", "3", "6", "9"))][:2]
+    usable = [draw_images(groups, n, 0, lambda images: [i for i in images if i not in unusable]) for n in range(13)]
+    assert usable[12][:10] == [image for image in drawn if image not in unusable]
+    assert [image.split("-")[0] for image in usable[12][10:]] == [image.split("-")[0] for image in unusable]
+    assert all(images == usable[12][:number] for number, images in enumerate(usable))
 
 
 def test_examples():
