@@ -29,28 +29,30 @@ The paper's run on VQA 2.0, whose questions are in files of their own:
 
 DAQUAR, which has lists of right answers and no validation split, by a model of the questions alone:
 
-    python examples/run_vqa.py --do_train --do_eval --mask_regions --bert_name_or_path bert-base-uncased \\
-        --dataset_name daquar --train_questions daquar/train_questions.jsonl --validation_fraction 0.2 \\
+    python examples/run_vqa.py --do_train --do_eval --mask_regions --recipe examples/recipes/daquar.yaml \\
+        --bert_name_or_path bert-base-uncased --dataset_name daquar --train_questions daquar/train_questions.jsonl \\
         --answer_vocabulary daquar/answer_space.txt --output_dir outputs/daquar_question_only
 
 Written to the output folder: `eval_predictions.jsonl`, the answer to every question with its score, by the model that
 was evaluated last (where weights are averaged, the averaged one); `test_predictions.json` as the server of VQA 2.0
-takes it; `test_predictions.jsonl`, the most probable answers.
+takes it, where the ids of the questions are integers; `test_predictions.jsonl`, the most probable answers.
 
 The score is the official one where all questions have ten answers, else the share of questions whose list holds the
-answer, of all and of those whose list has one answer. Beside it, `type_baseline_*` is the score of the most frequent
-answer to the training questions of the same type; the type of a question that names none is its first two words
-(`--question_type_words`).
+answer, of all and of those whose list has one answer. Beside it stand the scores of two baselines that do not look at
+the image: `type_baseline_*` is that of the most frequent answer to the training questions of the same type, where the
+type of a question that names none is its first words (`--question_type_words`); `question_baseline_*` is that of the
+most frequent answer to the very same question, or to its type where training lacks the question.
 """
 
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
@@ -83,24 +85,41 @@ from processing.tasks import (
     read_questions,
     soft_scores,
 )
-from processing.tasks.vqa import NUM_ANNOTATORS
+from processing.tasks.vqa import NUM_ANNOTATORS, vqa_score
 from publishing import WidgetInputs
 from result_files import write_vqa_answers
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
 
 logger = get_logger(__name__)
 NUM_KEPT_ANSWERS = 5  # most probable answers that predictions name
+GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 @dataclass
 class VQAArguments(RegionDatasetArguments):
     """Which questions there are, about which images, and what may be answered."""
 
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *RegionDatasetArguments.fixed_arguments,
+        "validation_fraction",
+        "validation_block_size",
+        "answer_scoring",
+        "mask_regions",
+    )
+
     validation_fraction: float | None = field(
         default=None,
         metadata={
             "help": "Evaluates on about this part of the images of the training split, which are not trained on, for "
             "datasets without a validation split. Which images is decided by their ids alone."
+        },
+    )
+    validation_block_size: int = field(
+        default=1,
+        metadata={
+            "help": "With `--validation_fraction`, images whose numbers are consecutive are held out together, in "
+            "blocks of so many numbers, for datasets whose numbers follow the camera: an image is otherwise evaluated "
+            "on after its neighbours were trained on. The number is the last one in the id."
         },
     )
     question_column: str = field(
@@ -148,11 +167,18 @@ class VQAArguments(RegionDatasetArguments):
     )
 
     def __post_init__(self):
-        for name in ("min_answer_occurrences", "max_seq_length", "max_regions", "question_type_words"):
+        for name in (
+            *("validation_block_size", "min_answer_occurrences", "max_seq_length", "max_regions"),
+            "question_type_words",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"`--validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
+        if self.validation_block_size > 1 and self.validation_fraction is None:
+            raise ValueError(
+                f"`--validation_block_size` {self.validation_block_size} needs `--validation_fraction`, got none."
+            )
         if self.validation_fraction is not None and self.validation_questions:
             raise ValueError("Give either `--validation_fraction` or `--validation_questions`, not both.")
         for split in ("train", "validation"):
@@ -180,11 +206,11 @@ class Questions:
     regions: RegionDataset
     name: str
 
-    def num_images(self) -> int:
-        return len({example.image_id for example in self.examples})
+    def image_ids(self) -> set[str]:
+        return {example.image_id for example in self.examples}
 
-    def ids(self) -> list[tuple]:
-        return [(example.image_id, example.question_id) for example in self.examples]
+    def num_images(self) -> int:
+        return len(self.image_ids())
 
     def dataset(self) -> ExamplesWithRegions:
         """
@@ -219,21 +245,53 @@ def load_questions(args: VQAArguments, split: str) -> Questions:
     return Questions(examples, regions, ", ".join(questions))
 
 
-def split_by_image(questions: Questions, fraction: float) -> tuple[Questions, Questions]:
+def place_of(image_id: str, block_size: int = 1) -> float:
     """
-    Divides questions such that all questions about an image stay together.
+    Where an image is between 0 and 1, by its id alone: evenly distributed, the same for all images of a block.
+
+    Args:
+        block_size: Number of consecutive images that are a block, where this is more than 1. The last number in the id
+            counts; ids that differ elsewhere are of different sequences.
+
+    Raises:
+        ValueError: `block_size` is more than 1, and the id has no number.
+    """
+    sequence, block = image_id, 0
+    if block_size > 1:
+        number = re.search(r"\d+(?=\D*$)", image_id)
+        if number is None:
+            raise ValueError(f"`--validation_block_size` {block_size} needs image ids with a number, got {image_id!r}.")
+        sequence = image_id[: number.start()] + image_id[number.end() :]
+        block = int(number[0]) // block_size
+    hash_value = int.from_bytes(hashlib.sha256(sequence.encode()).digest()[:8], "big") / 2**64
+    # Multiples of the golden ratio are spread more evenly than hashes: of few blocks, the part below a fraction is
+    # near that fraction, and from all of the sequence.
+    return (hash_value + block * GOLDEN_RATIO) % 1
+
+
+def split_by_image(questions: Questions, fraction: float, block_size: int = 1) -> tuple[Questions, Questions]:
+    """
+    Divides questions such that all questions about an image stay together, and all images of a block.
+
+    Args:
+        fraction: About this part of the images is split off.
+        block_size: Number of consecutive images that stay together, see [`place_of`].
 
     Returns:
-        The rest, and the questions about a `fraction` of the images: those whose ids have the lowest hashes, so that
-        no other image and no seed decides on which side an image is.
+        The rest, and the questions about a `fraction` of the images: those with the lowest places, so that no other
+        image and no seed decides on which side an image is.
+
+    Raises:
+        ValueError: one side would have no images, or an id has no number to tell its block.
     """
     parts: tuple[list[VQAExample], list[VQAExample]] = [], []
     for example in questions.examples:
-        hash_value = int.from_bytes(hashlib.sha256(example.image_id.encode()).digest()[:8], "big") / 2**64
-        parts[hash_value < fraction].append(example)
+        parts[place_of(example.image_id, block_size) < fraction].append(example)
     if not all(parts):
+        blocks = "" if block_size == 1 else f" in blocks of {block_size}"
         raise ValueError(
-            f"`--validation_fraction` {fraction} leaves no images on one side, got {questions.num_images():,} images."
+            f"`--validation_fraction` {fraction} leaves no images on one side, got {questions.num_images():,} images"
+            f"{blocks}."
         )
     rest, part = (replace(questions, examples=examples) for examples in parts)
     return rest, part
@@ -328,48 +386,57 @@ def measure_answers(answers: Sequence[str], examples: Sequence[VQAExample]) -> d
 
 def score_answers(answers: Sequence[str], examples: Sequence[VQAExample]) -> list[float]:
     """What each answer contributes to the mean."""
-    scoring = choose_scoring(examples)
+    is_listed = choose_scoring(examples) == "listed"
     return [
-        soft_scores(example.answers, scoring).get(normalize_answer(answer), 0.0)
+        soft_scores(example.answers, "listed").get(normalize_answer(answer), 0.0)
+        if is_listed
+        else vqa_score(answer, example.answers)
         for answer, example in zip(answers, examples, strict=True)
     ]
 
 
-class TypeBaseline:
+def first_words(example: VQAExample, num_words: int | None = None) -> str:
+    """The first words of a question, by default all of them, in lower case."""
+    return " ".join(example.question.lower().split()[:num_words])
+
+
+def question_type(example: VQAExample, num_words: int) -> str:
+    """The type that a question names, else its first words."""
+    return first_words(example, num_words) if example.question_type is None else example.question_type
+
+
+class FrequentAnswers:
     """
-    Answers by the type of the question alone, looking at neither its words nor the image.
+    A baseline that answers without the image, as most of the training questions like this one were answered.
 
     Args:
-        examples: Questions with answers. The answer to a type is the one with the highest sum of scores on its
-            questions (the most frequent one, where every question has one answer); to a type that they lack, the one
-            with the highest sum on all.
-        num_words: So many first words are the type of a question that names none.
+        examples: Training questions with answers. The answer to a group of them is the one with the highest sum of
+            scores (the most frequent one, where every question has one answer).
+        groupings: From a question to its group, the narrowest first. A question is answered as its first group that
+            training has; if it has none of them, as all training questions.
     """
 
-    def __init__(self, examples: Sequence[VQAExample], num_words: int):
-        self.num_words = num_words
+    def __init__(self, examples: Sequence[VQAExample], *groupings: Callable[[VQAExample], str]):
         scoring = choose_scoring(examples)
-        scores_by_type: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        scores_of_all: Counter[str] = Counter()
-        for example in examples:
-            scores = soft_scores(example.answers, scoring)
-            scores_by_type[self.type_of(example)].update(scores)
-            scores_of_all.update(scores)
-        self.answers = {question_type: self._best(scores) for question_type, scores in scores_by_type.items()}
-        self.answer_to_others = self._best(scores_of_all)
+        scores = [soft_scores(example.answers, scoring) for example in examples]
+        self.groupings = (*groupings, lambda example: "all")
+        self.answers: list[dict[str, str]] = []
+        for grouping in self.groupings:
+            sums: defaultdict[str, Counter[str]] = defaultdict(Counter)
+            for example, scores_of_example in zip(examples, scores, strict=True):
+                sums[grouping(example)].update(scores_of_example)
+            self.answers.append({group: self._best(of_group) for group, of_group in sums.items()})
 
     @staticmethod
     def _best(scores: Counter[str]) -> str:
         return min(scores, key=lambda answer: (-scores[answer], answer))
 
-    def type_of(self, example: VQAExample) -> str:
-        """What the question names, or its first words."""
-        if example.question_type is not None:
-            return example.question_type
-        return " ".join(example.question.lower().split()[: self.num_words])
+    def _answer(self, example: VQAExample) -> str:
+        groups = ((answers, grouping(example)) for grouping, answers in zip(self.groupings, self.answers, strict=True))
+        return next(answers[group] for answers, group in groups if group in answers)
 
     def __call__(self, examples: Sequence[VQAExample]) -> list[str]:
-        return [self.answers.get(self.type_of(example), self.answer_to_others) for example in examples]
+        return [self._answer(example) for example in examples]
 
 
 # ---------------------------------------------------------------- batches and predictions
@@ -397,6 +464,12 @@ class QuestionCollator:
 
 def identify(sample: dict[str, Any]) -> int | str:
     return sample["example"].question_id
+
+
+def server_id(example: VQAExample) -> int | str:
+    """The id of a question as an integer, if it is one or (of a .csv file) the digits of one."""
+    question_id = example.question_id
+    return int(question_id) if re.fullmatch("0|[1-9][0-9]*", str(question_id)) else question_id
 
 
 def right_answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -444,14 +517,16 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
                 f"There is nothing to learn the most frequent answers from, so they are not evaluated: {error}"
             )
     if args.validation_fraction is not None and "train" in splits:
-        splits["train"], splits["validation"] = split_by_image(splits["train"], args.validation_fraction)
+        splits["train"], splits["validation"] = split_by_image(
+            splits["train"], args.validation_fraction, args.validation_block_size
+        )
     elif task_args.do_eval:
         splits["validation"] = load_questions(args, "validation")
         splits["validation"].check_answers()
     if task_args.do_predict:
         splits["test"] = load_questions(args, "test")
     if task_args.do_train and task_args.do_eval:
-        check_held_out(*(splits[split].ids() for split in ("train", "validation")), "questions")
+        check_held_out(*(splits[split].image_ids() for split in ("train", "validation")), "images")
     limits = {
         "train": task_args.max_train_samples,
         "validation": task_args.max_eval_samples,
@@ -523,10 +598,12 @@ def main():
     baseline_results, baseline_columns = {}, {}
     if task_args.do_eval and "train" in splits:
         examples = splits["validation"].examples
-        answers = TypeBaseline(splits["train"].examples, args.question_type_words)(examples)
-        overall = list(measure_answers(answers, examples).items())[:1]
-        baseline_results = {f"type_baseline_{name}": value for name, value in overall}
-        baseline_columns = {"type_baseline": answers, "type_baseline_score": score_answers(answers, examples)}
+        by_type = partial(question_type, num_words=args.question_type_words)
+        for baseline, groupings in {"type_baseline": [by_type], "question_baseline": [first_words, by_type]}.items():
+            answers = FrequentAnswers(splits["train"].examples, *groupings)(examples)
+            measured = measure_answers(answers, examples)
+            baseline_results |= {f"{baseline}_{name}": value for name, value in measured.items()}
+            baseline_columns |= {baseline: answers, f"{baseline}_score": score_answers(answers, examples)}
 
     def compute_losses(model, inputs):
         outputs = model(**inputs)
@@ -580,11 +657,14 @@ def main():
         if accelerator.is_main_process:
             columns = {name: [row[name] for row in rows] for name in ("answers", "probabilities")}
             write_json_lines(output_dir / "test_predictions.jsonl", describe_questions(examples, columns))
-            question_ids = [example.question_id for example in examples]
-            if all(isinstance(question_id, int) for question_id in question_ids):
+            path = output_dir / "test_predictions.json"
+            path.unlink(missing_ok=True)  # of other questions
+            try:
                 write_vqa_answers(
-                    output_dir / "test_predictions.json", question_ids, [row["answers"][0] for row in rows]
+                    path, [server_id(example) for example in examples], [row["answers"][0] for row in rows]
                 )
+            except ValueError as error:
+                print(f"{path.name} is not written: {error}")
             print(f"The answers to {len(examples):,} questions are in {output_dir}.")
     accelerator.end_training()
 

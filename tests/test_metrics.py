@@ -173,6 +173,25 @@ def test_vqa_score_by_hand():
     assert results["by_question_type"] == pytest.approx({"how many": 0.95, "what": 0.3})
 
 
+@pytest.mark.parametrize(
+    ("prediction", "answers", "score"),
+    [
+        # What all ten wrote alike is compared as written, white space at its ends apart.
+        ("t-shirt", ["t-shirt"] * 10, 1),
+        (" t-shirt\n", ["t-shirt "] * 10, 1),
+        ("t shirt", ["t-shirt"] * 10, 0),
+        ("Yes.", ["yes"] * 10, 0),
+        # Otherwise both sides are normalized.
+        ("t shirt", ["t-shirt"] * 9 + ["shirt"], 1),
+        ("Yes.", ["yes"] * 9 + ["no"], 1),
+        ("2 dogs", ["two dogs"] * 3 + ["the dogs"] * 7, 0.9),
+    ],
+)
+def test_what_the_official_evaluation_compares(prediction, answers, score):
+    measured = load("vqa_score").compute(predictions=[prediction], references=[answers])
+    assert measured == {"vqa_score": pytest.approx(score)}
+
+
 def test_vqa_score_is_the_mean_over_the_sets_of_nine():
     rng = np.random.default_rng(0)
     references = [rng.choice(["red", "blue", "green"], size=10, p=[0.2, 0.3, 0.5]).tolist() for _ in range(50)]

@@ -23,6 +23,7 @@ from processing.tasks import (
     read_questions,
     soft_scores,
 )
+from processing.tasks.vqa import vqa_score
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the samples of real data")
@@ -220,6 +221,22 @@ def test_count_and_listed_scores():
             soft_scores(["stool"], scoring)
     with pytest.raises(ValueError, match="one of .'leave_one_out', 'count', 'listed'., got 'soft'"):
         soft_scores(["stool"], "soft")
+
+
+def test_the_official_score_compares_as_written_what_all_ten_wrote():
+    shirts = ["t-shirt"] * 10
+    assert [vqa_score(answer, shirts) for answer in ("t-shirt", " t-shirt\n", "t shirt", "T-shirt")] == [1, 1, 0, 0]
+    # White space around an answer, and which, is nothing that annotators differ in.
+    assert vqa_score("two\tcats.", ["two cats.", " two\ncats."] * 5) == 1
+    # One of ten wrote another: all are normalized. Nine: 1; one: 0.3.
+    differing = ["The shirt!"] + ["t-shirt"] * 9
+    assert [vqa_score(answer, differing) for answer in ("t-shirt", "a t shirt", "shirt")] == [1, 1, pytest.approx(0.3)]
+    assert [vqa_score("2", ["two"] * count + ["3"] * (10 - count)) for count in range(1, 6)] == pytest.approx(
+        [0.3, 0.6, 0.9, 1, 1]
+    )
+    assert vqa_score("4", ["two"] * 5 + ["3"] * 5) == 0
+    with pytest.raises(ValueError, match="answers of 10 annotators to every question, got 1"):
+        vqa_score("two", ["two"])
 
 
 def test_answers_of_at_least_nine_questions_make_the_vocabulary():

@@ -200,7 +200,7 @@ def normalize_answer(answer: str) -> str:
     >>> normalize_answer("The T-shirt isnt 1,000 dollars.")
     "tshirt isn't 1000 dollars"
     """
-    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    answer = _on_one_line(answer)
     text = answer
     for mark in PUNCTUATION:
         is_removed = f"{mark} " in answer or f" {mark}" in answer or COMMA_IN_NUMBER.search(answer)
@@ -209,18 +209,56 @@ def normalize_answer(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
+def _on_one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """
+    The official score of a prediction, as the evaluation script of VQA 2.0 goes about it: where all ten annotators
+    wrote the same, the prediction must be that, as written (white space at the ends apart); else it and their answers
+    are compared in normalized form. (Earlier versions took only punctuation out of the annotators' answers.)
+
+    Args:
+        prediction (`str`): an answer.
+        answers (sequence of `str`): those of the ten annotators, as written.
+
+    Returns:
+        `float`: min(c / 3, 1), averaged over the ten sets of nine annotators, where c of the nine gave the answer.
+
+    Raises:
+        ValueError: there are not ten answers.
+    """
+    if len(answers) != NUM_ANNOTATORS:
+        raise ValueError(
+            f"Expected the answers of {NUM_ANNOTATORS} annotators to every question, got {len(answers)}: {answers}."
+        )
+    answers = [_on_one_line(answer) for answer in answers]
+    prediction = _on_one_line(prediction)
+    if len(set(answers)) > 1:
+        answers = [normalize_answer(answer) for answer in answers]
+        prediction = normalize_answer(prediction)
+    return _leave_one_out_score(answers.count(prediction))
+
+
+def _leave_one_out_score(count: int) -> float:
+    """Mean of min(c / 3, 1) over the ten sets of nine annotators, of an answer that `count` of the ten gave."""
+    # Of the ten sets, `count` lack one of those who gave the answer.
+    return (count * min(count - 1, 3) + (NUM_ANNOTATORS - count) * min(count, 3)) / (3 * NUM_ANNOTATORS)
+
+
 def soft_scores(answers: Sequence[str], scoring: AnswerScoring = "leave_one_out") -> dict[str, float]:
     """
-    How right each answer to a question is. Any other answer scores 0.
+    How right each answer to a question is, for training. Any other answer scores 0.
 
     Args:
         answers (sequence of `str`):
-            As written; they are compared in normalized form. (The official script does less to the annotators' answers:
-            it takes only punctuation out, and nothing where all ten are equal.)
+            As written; they are always compared in normalized form, so that one label stands for all spellings of an
+            answer. ([`vqa_score`] measures, and differs where all ten annotators wrote the same.)
         scoring (`"leave_one_out"`, `"count"` or `"listed"`):
             For an answer that c of the ten annotators gave:
 
-            - `"leave_one_out"`, the official accuracy: min(c'/3, 1), averaged over the ten sets of nine annotators,
+            - `"leave_one_out"`, as the official score: min(c'/3, 1), averaged over the ten sets of nine annotators,
               where c' of the nine gave it. 1, 2, 3, 4 annotators: 0.3, 0.6, 0.9, 1.
             - `"count"`: min(c/3, 1).
 
@@ -244,11 +282,7 @@ def soft_scores(answers: Sequence[str], scoring: AnswerScoring = "leave_one_out"
         )
     if scoring == "count":
         return {answer: min(count / 3, 1.0) for answer, count in counts.items()}
-    # Of the ten sets, `count` lack one of those who gave the answer.
-    return {
-        answer: (count * min(count - 1, 3) + (NUM_ANNOTATORS - count) * min(count, 3)) / (3 * NUM_ANNOTATORS)
-        for answer, count in counts.items()
-    }
+    return {answer: _leave_one_out_score(count) for answer, count in counts.items()}
 
 
 def build_answer_vocabulary(examples: Sequence[VQAExample], min_occurrences: int = 9) -> dict[str, int]:

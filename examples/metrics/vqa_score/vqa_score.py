@@ -6,11 +6,12 @@ import datasets
 import evaluate
 
 # Where the import fails, evaluate names what stands behind "From:" as what to install.
-from processing.tasks.vqa import NUM_ANNOTATORS, normalize_answer, soft_scores  # From: the InterBERT repository
+from processing.tasks.vqa import vqa_score  # From: the InterBERT repository
 
 _DESCRIPTION = """
 Of the ten sets of nine annotators, the mean of min(1, annotators who gave the predicted answer / 3): an answer of 1, 2,
-3, 4 or more of the ten scores 0.3, 0.6, 0.9, 1. Answers are compared as the official evaluation normalizes them.
+3, 4 or more of the ten scores 0.3, 0.6, 0.9, 1. As in the official evaluation of VQA 2.0, answers are compared as
+written where all ten annotators wrote the same, else in normalized form.
 """
 
 _INPUTS = """
@@ -62,13 +63,9 @@ class VQAScore(evaluate.Metric):
 
 
 def _score(prediction: str | None, answers: list[str | None]) -> float:
-    if len(answers) != NUM_ANNOTATORS:
-        raise ValueError(
-            f"Expected the answers of {NUM_ANNOTATORS} annotators to every question, got {len(answers)}: {answers}."
-        )
     if None in (prediction, *answers):
         raise ValueError(f"Expected answers that are texts, got {prediction!r} for {answers}.")
-    return soft_scores(answers).get(normalize_answer(prediction), 0.0)
+    return vqa_score(prediction, answers)
 
 
 def _means_by_type(name: str, types: list[str | None], scores: list[float]) -> dict[str, float]:
