@@ -25,7 +25,8 @@ What was stopped goes on where it was when the same command is given again, and 
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -43,6 +44,8 @@ from region_sources import RegionSource, open_source
 
 COLUMN = "hard_negatives"
 IMAGE_COLUMN = f"{COLUMN}_image_ids"
+# Five characters or more, one of them Chinese, that no white space or punctuation divides: hardly a single word.
+UNDIVIDED_CHINESE = re.compile(r"\b(?=\w{5})\w*[\u3400-\u4dbf\u4e00-\u9fff]")
 # Of arguments, those that `find_hard_negatives` takes.
 SEARCH_ARGUMENTS = ("num_negatives", "max_similarity", "analyzer")
 
@@ -174,6 +177,8 @@ class MiningPlan(Plan):
 def make_plan(args: argparse.Namespace) -> MiningPlan:
     source = open_source([args.source], args.split, args.dataset_config_name, token=args.hub_token)
     captions = read_captions(source, args.caption_column)
+    if args.analyzer == "word":
+        check_words(chain.from_iterable(captions.values()))
     settings = {
         "source": [Path(args.source).resolve().name],
         "source_format": source.format_name,
@@ -218,6 +223,19 @@ def read_captions(source: RegionSource, column: str) -> dict[str, list[str]]:
     if not any(captions.values()):
         raise ValueError(f"None of {len(captions):,} images has a caption in column {column!r}.")
     return captions
+
+
+def check_words(captions: Iterable[str]):
+    """
+    Raises:
+        ValueError: most captions have Chinese words without anything between them, which would count as one.
+    """
+    is_undivided = [UNDIVIDED_CHINESE.search(caption) is not None for caption in captions]
+    if 2 * sum(is_undivided) > len(is_undivided):
+        raise ValueError(
+            f"--analyzer word: expected captions with blanks between words, but {sum(is_undivided):,} of "
+            f"{len(is_undivided):,} have Chinese ones without: give --analyzer char."
+        )
 
 
 def main():

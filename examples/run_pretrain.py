@@ -24,6 +24,7 @@ configurations for `accelerate launch --config_file`. A run that was stopped goe
 was written when the same command is given again with `--resume_from_checkpoint latest`.
 """
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +52,7 @@ from processing import (
 )
 from processing.pretraining import PretrainingObjectives
 from processing.ranking import retrieval_recall
-from processing.words import MASKING_UNITS, read_similar_words
+from processing.words import MASKING_UNITS, read_similar_words, share_with_similar_words
 from publishing import WidgetInputs, match_inputs, publish
 from retrieval_evaluation import score_captions_against_images
 from training import (
@@ -66,6 +67,8 @@ from training import (
 )
 
 logger = get_logger(__name__)
+# Captions of which it is said how many words have similar ones.
+NUM_SAMPLED_CAPTIONS = 1_000
 
 
 @dataclass
@@ -148,8 +151,9 @@ class ObjectiveArguments:
     text_mask_probability: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Share of tokens that are masked (mlm, by default 0.15) or begin a masked segment (msm, 0.10). Two "
-            "numbers are those of the first and of the last epoch, between which it changes by equal steps."
+            "help": "Share of words that are masked (mlm, by default 0.15) or begin a masked segment (msm, 0.10). Two "
+            "numbers are those of the first and of the last epoch that is trained, between which it changes by equal "
+            "steps; the evaluation always masks by the last one."
         },
     )
     masking_unit: str = field(
@@ -164,7 +168,8 @@ class ObjectiveArguments:
         default=None,
         metadata={
             "help": "JSON table of words and those like them, as find_similar_words.py writes it: words become similar "
-            "ones in place of [MASK] (MLM as correction)."
+            "ones in place of [MASK] (MLM as correction). Words of several tokens need another `--masking_unit` than "
+            "token, Chinese ones jieba."
         },
     )
     region_mask_probability: float = field(
@@ -212,6 +217,12 @@ class ObjectiveArguments:
                 "`--text_mask_probability` must be one number, or those of the first and of the last epoch, got "
                 f"{len(self.text_mask_probability)}."
             )
+        text_objectives = {PretrainingObjectives.parse(objectives).text for objectives in self.objectives} - {None}
+        if self.has_masking_schedule and len(text_objectives) > 1:
+            raise ValueError(
+                "Two numbers of `--text_mask_probability` are shares of all words in mlm, and of the words that begin "
+                f"a segment in msm: expected stages of one of the two, got {self.objectives}."
+            )
 
     @property
     def leaves_out_a_head(self) -> bool:
@@ -240,12 +251,28 @@ class ObjectiveArguments:
         hard = self.hard_negative_share[self.stage_of(epoch) if len(self.hard_negative_share) > 1 else 0]
         return {"hard_negative_share": hard, "in_batch_negative_share": self.in_batch_negative_share}
 
+    @property
+    def has_masking_schedule(self) -> bool:
+        """Whether the masking rate changes from epoch to epoch."""
+        return self.text_mask_probability is not None and len(self.text_mask_probability) == 2
+
     def text_mask_probability_of(self, epoch: int, num_epochs: int) -> float | None:
-        """Masking rate of an epoch, counted from 0, of so many."""
+        """Masking rate of an epoch, counted from 0, of so many; None is the default of its objective."""
         if self.text_mask_probability is None:
             return None
-        first, last = self.text_mask_probability[0], self.text_mask_probability[-1]
-        return first + (last - first) * min(epoch / max(num_epochs - 1, 1), 1)
+        return float(np.linspace(self.text_mask_probability[0], self.text_mask_probability[-1], num_epochs)[epoch])
+
+    @property
+    def last_text_mask_probability(self) -> float | None:
+        """Masking rate of the last epoch, and of the evaluation after every epoch."""
+        return None if self.text_mask_probability is None else self.text_mask_probability[-1]
+
+
+def count_epochs(args: TrainingArguments, batches_per_epoch: int) -> int:
+    """Epochs that are trained, of which the last one may be cut short, with so many batches of each process."""
+    if args.max_train_steps is None:
+        return args.num_train_epochs
+    return -(-args.max_train_steps // (batches_per_epoch // args.gradient_accumulation_steps))
 
 
 def choose_region_objective(requested: str | None, regions: RegionDataset | RegionStream) -> str:
@@ -419,19 +446,23 @@ def main():
     )
     similar_words = None
     if objective_args.similar_words is not None:
-        similar_words = read_similar_words(objective_args.similar_words, processor.tokenizer)
+        similar_words = read_similar_words(
+            objective_args.similar_words, processor.tokenizer, objective_args.masking_unit
+        )
     collator = PretrainingCollator(
         processor,
         objectives=objective_args.objectives_of(0),
         region_objective=model.config.region_objective,
         conditional_masking=objective_args.conditional_masking,
-        text_mask_probability=objective_args.text_mask_probability_of(0, training_args.num_train_epochs),
+        text_mask_probability=objective_args.last_text_mask_probability,
         region_mask_probability=objective_args.region_mask_probability,
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
         masking_unit=objective_args.masking_unit,
         similar_words=similar_words,
     )
+    # With one masking rate, or the losses of two epochs could not be compared.
+    evaluation_collator = copy.copy(collator)
     own_share = {
         "batch_size": training_args.per_device_train_batch_size,
         "seed": training_args.seed,
@@ -464,6 +495,24 @@ def main():
             **own_share,
         )
         loader = DatasetLoader(train_pairs, sampler, **loading)
+    num_epochs = count_epochs(training_args, len(loader))
+    if objective_args.has_masking_schedule and num_epochs == 1:
+        raise ValueError(
+            "Two numbers of `--text_mask_probability` are those of the first and of the last epoch: expected at least "
+            "2 epochs, got 1."
+        )
+    if similar_words is not None:
+        captions = (train_pairs or validation_pairs).sample_captions(NUM_SAMPLED_CAPTIONS)
+        share = share_with_similar_words(captions, processor.tokenizer, objective_args.masking_unit, similar_words)
+        if share == 0:
+            raise ValueError(
+                f"`--similar_words` {objective_args.similar_words}: expected words of the dataset, got none of those "
+                f"in {len(captions):,} captions, such as {captions[0]!r}."
+            )
+        accelerator.print(
+            f"{share:.1%} of the words in {len(captions):,} captions have similar ones; masked ones without any become "
+            "random words."
+        )
     retrieved = validation_pairs.usable_images()[: data_args.retrieval_eval_size].tolist()
     weights = {
         "mlm_loss": objective_args.mlm_loss_weight,
@@ -496,13 +545,12 @@ def main():
             train_pairs.set_negative_shares(**objective_args.negative_shares_of(epoch))
         validation_pairs.set_objectives(objectives)
         collator.set_objectives(objectives)
-        collator.set_text_mask_probability(
-            objective_args.text_mask_probability_of(epoch, training_args.num_train_epochs)
-        )
+        collator.set_text_mask_probability(objective_args.text_mask_probability_of(epoch, num_epochs))
+        evaluation_collator.set_objectives(objectives)
 
     def end_epoch(epoch, model, is_last):
         results = evaluate_objectives(
-            accelerator, model, validation_pairs, collator, training_args.per_device_eval_batch_size
+            accelerator, model, validation_pairs, evaluation_collator, training_args.per_device_eval_batch_size
         )
         if retrieved and (is_last or data_args.retrieval_eval_every_epoch):
             scores = score_captions_against_images(

@@ -9,6 +9,7 @@ hard_negatives = mine_hard_negatives(captions, num_negatives=20)
 `examples/mine_hard_negatives.py` adds them to a region dataset as a column, from which [`PretrainingPairs`] draws.
 """
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, Literal
@@ -22,8 +23,9 @@ BLOCK_SIZE = 4_000_000
 
 
 def normalize_caption(caption: str) -> str:
-    """One text for all captions that differ only in case or white space: they describe an image equally well."""
-    return " ".join(caption.casefold().split())
+    """One text for all captions that differ only in case, width, white space, punctuation and symbols: they describe an
+    image equally well."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", caption).casefold()))
 
 
 def _import_vectorizer():
@@ -60,7 +62,7 @@ def find_hard_negatives(
         raise ValueError(f"`analyzer` must be 'word' or 'char', got {analyzer!r}.")
     vectorizer = _import_vectorizer()(
         analyzer=analyzer,
-        lowercase=False,  # normalization has done it
+        lowercase=False,  # done already
         ngram_range=(1, 1) if analyzer == "word" else (1, 2),
     )
     found = np.full((len(captions), num_negatives), -1, dtype=np.int32)
@@ -100,15 +102,15 @@ def find_hard_negatives(
 
 
 def _distinct_texts(captions: Sequence[Sequence[str]]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The normalized captions without repetition, for each of them the place of its first caption, int32 `(texts,)`,
-    and for each caption the number of its text, int64 `(captions,)`."""
+    """The captions without repetition, in lower case and with single blanks, for each of them the place of its first
+    caption, int32 `(texts,)`, and for each caption the number of its text, int64 `(captions,)`."""
+    flat_captions = list(chain.from_iterable(captions))
     numbers: dict[str, int] = {}
-    text_of_caption = [
-        numbers.setdefault(normalize_caption(caption), len(numbers)) for caption in chain.from_iterable(captions)
-    ]
+    text_of_caption = [numbers.setdefault(normalize_caption(caption), len(numbers)) for caption in flat_captions]
     text_of_caption = np.array(text_of_caption, dtype=np.int64)
     _, first_places = np.unique(text_of_caption, return_index=True)
-    return list(numbers), first_places.astype(np.int32), text_of_caption
+    texts = [" ".join(flat_captions[place].casefold().split()) for place in first_places]
+    return texts, first_places.astype(np.int32), text_of_caption
 
 
 def mine_hard_negatives(
@@ -122,12 +124,12 @@ def mine_hard_negatives(
 
     The similarity of an image and a caption is the largest over the captions of the image. Inverse document frequencies
     are those among the distinct captions. Captions without a term of the image's are left out, and so are those that
-    differ from one of the image's only in case and white space. Similarities that agree to six decimals are ties: the
-    caption that comes first in `captions` is the nearer one.
+    differ from one of the image's only in case, white space, punctuation and the like. Similarities that agree to six
+    decimals are ties: the caption that comes first in `captions` is the nearer one.
 
     Args:
         captions (`Sequence[Sequence[str]]`): Those of each image.
-        num_negatives (`int`): At most so many for each image; no two of them are equal but for case and white space.
+        num_negatives (`int`): At most so many for each image, no two of which are the same.
         max_similarity (`float`): Above 0. What is more similar is left out: the same words in another order, which may
             well describe the image.
         analyzer (`"word"` or `"char"`): Terms are words of at least two letters, or single characters and pairs of

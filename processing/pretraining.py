@@ -32,7 +32,7 @@ from .masking import (
 )
 from .processing_interbert import pad_regions
 from .region_dataset import RegionDataset
-from .words import MASKING_UNITS, MaskingUnit, find_word_starts
+from .words import MASKING_UNITS, MaskingUnit, find_word_starts, import_jieba
 
 TEXT_OBJECTIVES = ("mlm", "msm")
 REGION_OBJECTIVES = ("mom", "mrm")
@@ -204,6 +204,11 @@ class PretrainingPairs(torch.utils.data.Dataset):
         """
         return self.images.lengths()
 
+    def sample_captions(self, number: int) -> list[str]:
+        """At most so many captions, spread evenly over the dataset."""
+        places = [self.images.locate(index) for index in range(0, len(self), -(-len(self) // number))]
+        return [self.images.captions(image)[caption_number] for image, caption_number in places]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"Index {index} is out of range for {len(self)} pairs.")
@@ -277,7 +282,8 @@ class PretrainingCollator:
         masking_unit (`"token"`, `"word"` or `"jieba"`):
             What is masked as a whole: tokens, words between white space and punctuation, or Chinese words.
         similar_words (mapping, *optional*):
-            With it, words become similar ones in place of `[MASK]`, see [`read_similar_words`].
+            With it, words become similar ones in place of `[MASK]`, see [`read_similar_words`]; those that
+            `masking_unit` divides are never looked up.
         region_mask_probability (`float`):
             Share of regions that are masked (MOM) or masked together with what overlaps them (MRM).
         max_length (`int`):
@@ -327,6 +333,9 @@ class PretrainingCollator:
         special_ids = processor.tokenizer.all_special_ids
         self._is_special = np.zeros(max(*special_ids, self.vocabulary.replacement_token_ids[-1]) + 1, dtype=bool)
         self._is_special[special_ids] = True
+        if masking_unit == "jieba":
+            # Workers, which are started anew in every epoch, come with the dictionary that takes seconds to read.
+            import_jieba().initialize()
         self.set_objectives(objectives)
         self.set_text_mask_probability(text_mask_probability)
 

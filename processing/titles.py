@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .hard_negatives import normalize_caption
 from .tasks.files import Record, numbered_lines, read_records
 from .words import import_jieba
 
@@ -384,16 +385,12 @@ def _identifier(record: Record, name: str) -> str | None:
 # ---------------------------------------------------------------- splits
 
 
-def title_key(title: str) -> str:
-    """One text for all titles that differ only in case, width, white space, punctuation and symbols."""
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", title).casefold()))
-
-
 def group_images(
     product_ids: Mapping[str, Collection[str]], captions: Mapping[str, Collection[str]]
 ) -> list[list[str]]:
     """
-    Groups images such that none has a product or a caption, up to [`title_key`], in common with one of another group.
+    Groups images such that none has a product or a caption, up to [`normalize_caption`], in common with one of another
+    group.
 
     Args:
         product_ids (`Mapping[str, Collection[str]]`): Of each image, the products that it is a photograph of.
@@ -403,7 +400,7 @@ def group_images(
         `list[list[str]]`: every image in one group. Those of a group may have nothing in common but others of it.
     """
     keys = [(image_id, ("product", product_id)) for image_id, ids in product_ids.items() for product_id in ids]
-    keys += [(image_id, ("title", title_key(text))) for image_id, texts in captions.items() for text in texts]
+    keys += [(image_id, ("title", normalize_caption(text))) for image_id, texts in captions.items() for text in texts]
     leaders = {image_id: image_id for image_id in (*product_ids, *captions)}
 
     def leader_of(image_id: str) -> str:

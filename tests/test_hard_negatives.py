@@ -135,7 +135,15 @@ def test_numbers_of_captions():
 
 
 def test_normalization():
-    assert normalize_caption("  A  Straße\n") == normalize_caption("a STRASSE") == "a strasse"
+    assert normalize_caption("  A  Straße\n") == normalize_caption("a STRASSE.") == "astrasse"
+    assert normalize_caption("Ｔ恤 【红色】") == normalize_caption("t恤红色！") == "t恤红色"
+
+
+def test_blanks_say_nothing_between_chinese_words():
+    captions = [["红色 连衣裙，女"], ["红色连衣裙女"], ["红色皮鞋"]]
+    assert mine_hard_negatives(captions, analyzer="char")[0] == ["红色皮鞋"]
+    # But they tell the words of the other analyzer apart.
+    assert mine_hard_negatives([["红色 连衣裙"], ["红色 皮鞋"], ["红色皮鞋"]])[0] == ["红色 皮鞋"]
 
 
 def test_wrong_arguments():

@@ -149,6 +149,18 @@ def test_single_captions_and_characters(source, tmp_path, mine):
     assert expected[7][0] == "小鸟"
 
 
+def test_chinese_captions_are_no_words(tmp_path, mine, refuse):
+    titles = ["红色连衣裙女", "韩国ahc蜗牛水乳", "包邮iPhone手机壳", "皮鞋", "a red dress", "AHC 24K"]
+    undivided = write_dataset(tmp_path / "undivided", 5, captions=pa.array(titles[:5]))
+    error = refuse(undivided, tmp_path / "mined")
+    assert "--analyzer word: expected captions with blanks between words, but 3 of 5 have Chinese ones" in error
+    assert "give --analyzer char" in error and not (tmp_path / "mined").exists()
+    mine(undivided, tmp_path / "mined", "--analyzer", "char")
+    # Words of jieba with blanks between them, and a few among others.
+    divided = ["红色 连衣裙 女", "韩国 ahc 蜗牛 水乳", *titles[2:]]
+    mine(write_dataset(tmp_path / "divided", 6, captions=pa.array(divided)), tmp_path / "mined_words")
+
+
 def test_of_an_image_that_is_there_twice_the_first_counts(tmp_path, mine, capsys):
     ids = pa.array(["a", "b", "c", "a"])
     captions = pa.array([["red dog"], ["red cat"], ["blue dog"], ["blue cat"]], pa.list_(pa.string()))

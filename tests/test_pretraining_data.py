@@ -618,6 +618,14 @@ def test_lengths_are_those_of_the_samples(rows):
     assert len(expected) == (6 if rows is None else 7)
 
 
+def test_a_sample_of_captions():
+    captions = [["one", "three"], [], ["red"], ["a", "b", "c"], ["no region"]]
+    pairs = PretrainingPairs(make_dataset(5, captions=captions, region_counts=[3, 1, 1, 1, 0]), objectives="mlm,mom")
+    assert pairs.sample_captions(100) == ["one", "three", "red", "a", "b", "c"]
+    assert pairs.sample_captions(3) == pairs.sample_captions(5) == ["one", "red", "b"]
+    assert pairs.sample_captions(1) == ["one"]
+
+
 @pytest.mark.parametrize("objectives, shares", [("mlm,mom", (0.4, 0.5)), ("msm,mrm", (0.4, 0.5))])
 def test_masking_probabilities(processor, objectives, shares):
     settings = {"conditional_masking": False, "text_mask_probability": 0.4, "region_mask_probability": 0.5}

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 from hub_server import needs_hub, start_hub
+from killing import assert_same_weights, killed_at
 from safetensors.torch import load_file
 from test_hub import HUB_FILES
 from transformers import BertConfig, BertModel
 
+import run_pretrain
 from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
 from model_loading import ModelArguments
@@ -28,7 +31,8 @@ from processing import (
 )
 from processing.ranking import retrieval_recall
 from retrieval_evaluation import score_captions_against_images
-from run_pretrain import ObjectiveArguments, build_model, choose_region_objective, evaluate_objectives
+from run_pretrain import ObjectiveArguments, build_model, choose_region_objective, count_epochs, evaluate_objectives
+from training import TrainingArguments
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = str(REPOSITORY / "examples" / "run_pretrain.py")
@@ -271,6 +275,108 @@ def test_stages():
         ObjectiveArguments(objectives=["mlm", "msm"])
     with pytest.raises(ValueError, match=r"one number per stage of `--objectives` \(1\), got 2"):
         ObjectiveArguments(objectives=["mlm"], stage_epochs=[1, 2])
+
+
+@pytest.fixture
+def run_main(scenes, tmp_path, monkeypatch):
+    """Runs the script in this process. Returns what was measured after each epoch."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def run(*arguments: str, folder: str = "out") -> list[dict]:
+        command = ["run_pretrain.py", "--dataset_name", str(scenes), "--output_dir", str(tmp_path / folder)]
+        command += ["--per_device_train_batch_size", "16", "--retrieval_eval_size", "0", *from_scratch(scenes)]
+        monkeypatch.setattr(sys, "argv", [*command, *arguments])
+        run_pretrain.main()
+        return json.loads((tmp_path / folder / "all_results.json").read_text())
+
+    return run
+
+
+@pytest.mark.parametrize("lasting", [("--max_train_steps", "17"), ("--num_train_epochs", "3")])
+def test_masking_schedule(run_main, monkeypatch, lasting):
+    """Of 120 pairs in 8 batches an epoch, 17 steps are three epochs, the last one of a single step."""
+    rates = []
+    set_rate = PretrainingCollator.set_text_mask_probability
+    monkeypatch.setattr(
+        PretrainingCollator,
+        "set_text_mask_probability",
+        lambda collator, rate: rates.append(rate) or set_rate(collator, rate),
+    )
+    results = run_main("--text_mask_probability", "0.5", "0.1", *lasting, "--learning_rate", "0")
+    assert [result["epoch"] for result in results] == [1, 2, 3]
+    assert rates[1:] == pytest.approx([0.5, 0.3, 0.1])  # without that of the constructor
+    # Weights that do not change have one loss.
+    assert len({result["eval_mlm_loss"] for result in results}) == 1
+
+
+def test_a_killed_run_goes_on_with_its_masking_schedule(run_main, tmp_path):
+    arguments = ["--text_mask_probability", "0.9", "0.1", "--max_train_steps", "17", "--learning_rate", "1e-3"]
+    expected = run_main(*arguments, folder="undisturbed")
+    with killed_at(10):
+        run_main(*arguments, "--checkpointing_steps", "3")
+    results = run_main(*arguments, "--resume_from_checkpoint", "latest")
+    assert [result["step"] for result in results] == [8, 16, 17]
+    assert results == [pytest.approx(result, rel=1e-5) for result in expected]
+    assert_same_weights(tmp_path / "out", tmp_path / "undisturbed")
+
+
+def test_a_masking_schedule_needs_two_epochs(run_main):
+    with pytest.raises(ValueError, match="of the first and of the last epoch: expected at least 2 epochs, got 1"):
+        run_main("--text_mask_probability", "0.3", "0.15")
+    with pytest.raises(ValueError, match="got 1"):
+        run_main("--text_mask_probability", "0.3", "0.15", "--num_train_epochs", "5", "--max_train_steps", "8")
+
+
+def test_masking_rates_of_epochs():
+    schedule = ObjectiveArguments(text_mask_probability=[0.3, 0.15])
+    assert [schedule.text_mask_probability_of(epoch, 4) for epoch in range(4)] == pytest.approx([0.3, 0.25, 0.2, 0.15])
+    assert schedule.has_masking_schedule and schedule.last_text_mask_probability == 0.15
+    constant = ObjectiveArguments(text_mask_probability=[0.2])
+    assert [constant.text_mask_probability_of(epoch, 3) for epoch in range(3)] == [0.2] * 3
+    assert not constant.has_masking_schedule and constant.last_text_mask_probability == 0.2
+    assert ObjectiveArguments().text_mask_probability_of(2, 3) is None
+    stages = {"stage_epochs": [1, 1], "text_mask_probability": [0.3, 0.15]}
+    with pytest.raises(
+        ValueError, match="in mlm, and of the words that begin a segment in msm: .* got .'mlm,itm', 'msm"
+    ):
+        ObjectiveArguments(objectives=["mlm,itm", "msm,mrm,itm"], **stages)
+    ObjectiveArguments(objectives=["msm,itm", "mrm,itm"], **stages)
+    ObjectiveArguments(objectives=["mlm,itm", "msm,itm"], **stages | {"text_mask_probability": [0.3]})
+
+
+def test_epochs_that_are_trained():
+    def count(**arguments):
+        return count_epochs(TrainingArguments(num_train_epochs=5, gradient_accumulation_steps=2, **arguments), 20)
+
+    assert [count(max_train_steps=steps) for steps in (1, 10, 11, 70)] == [1, 1, 2, 7]
+    assert count() == 5
+
+
+def test_similar_words(run_main, tmp_path, capsys):
+    path = tmp_path / "similar_words.json"
+    path.write_text(json.dumps({"red": ["blue"], "blue": ["red"], "红色": ["蓝色"]}), encoding="utf-8")
+    arguments = ["--similar_words", str(path), "--max_train_steps", "1"]
+    run_main(*arguments)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "have similar ones" in line]
+    share, rest = line.split("%")
+    assert 2 < float(share) < 20
+    assert rest == " of the words in 120 captions have similar ones; masked ones without any become random words."
+    with pytest.raises(ValueError, match="expected words of the dataset, got none of those in 120 captions, such as '"):
+        run_main(*arguments, "--caption_column", "captions_zh", "--overwrite_output_dir")
+    path.write_text(json.dumps({"红色": ["蓝色"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match="by the masking unit 'token', only 0 of 1 words are masked as a whole"):
+        run_main(*arguments, "--caption_column", "captions_zh", "--overwrite_output_dir")
+    chinese = ["--caption_column", "captions_zh", "--masking_unit", "jieba"]
+    run_main(*arguments, *chinese, "--overwrite_output_dir")
+    assert "of the words in 120 captions have similar ones" in capsys.readouterr().out
+
+
+def test_chinese_recipes_read_what_the_dataset_builder_writes():
+    recipes = REPOSITORY / "examples" / "recipes"
+    recipe = yaml.safe_load((recipes / "pretrain_chinese.yaml").read_text("utf-8"))
+    assert recipe["train_split"] == "pretrain"
+    for variant in ("pretrain_chinese_wwm", "pretrain_chinese_macbert", "chinese_masking_schedule"):
+        assert "train_split" not in yaml.safe_load((recipes / f"{variant}.yaml").read_text("utf-8"))
 
 
 @pytest.mark.parametrize(

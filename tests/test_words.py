@@ -1,16 +1,18 @@
 """Words in terms of tokens, masking by words, and words that are like one another."""
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
+import torch
 from transformers import BertTokenizer
 
 import find_similar_words
-from processing import InterBERTProcessor, PretrainingCollator
+from processing import InterBERTProcessor, PretrainingCollator, words
 from processing.masking import IGNORED_LABEL, MaskingVocabulary, mask_segments, mask_tokens
-from processing.words import find_word_starts, read_similar_words
+from processing.words import find_word_starts, read_similar_words, share_with_similar_words
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["play", "##ing", "##s", "dog", "a", ".", *"红蓝色的连衣裙子女人穿着大小"]
@@ -45,6 +47,19 @@ def test_chinese_words(tokenizer):
     assert starts_of(tokenizer, texts, "jieba") == [[1, 1, 0, 1, 1, 0, 0, 1], [1, 1, 0, 1, 0, 1, 0, 1]]
     # Offsets count characters of the text as it was, with its white space.
     assert starts_of(tokenizer, ["  红色 DOG playing 裙子"], "jieba") == [[1, 1, 0, 1, 1, 0, 1, 0, 1]]
+    assert starts_of(tokenizer, ["", "红色"], "jieba") == [[1, 1, 1, 1], [1, 1, 0, 1]]
+
+
+def test_tokens_as_words(tokenizer):
+    assert starts_of(tokenizer, ["plays 红色", "a"], "token") == [[1] * 6] * 2
+
+
+def test_jieba_reads_a_text_once(tokenizer, monkeypatch):
+    words._jieba_starts.cache_clear()
+    texts = ["红色的连衣裙", "女人穿着裙子", "红色的连衣裙"]
+    first = starts_of(tokenizer, texts, "jieba")
+    monkeypatch.setattr(words, "import_jieba", None)  # no longer needed
+    assert starts_of(tokenizer, texts, "jieba") == first
 
 
 VOCABULARY = MaskingVocabulary(mask_token_id=MASK, replacement_token_ids=np.arange(10, 20))
@@ -145,15 +160,52 @@ def test_similar_words_of_a_table(tokenizer, tmp_path):
     }
     path = tmp_path / "table.json"
     path.write_text(json.dumps(table), encoding="utf-8")
-    similar_words = read_similar_words(path, tokenizer)
+    similar_words = read_similar_words(path, tokenizer, "jieba")
     assert similar_words.keys() == {ids(tokenizer, "红色"), ids(tokenizer, "playing")}
     similar = [tuple(row) for row in similar_words[ids(tokenizer, "红色")].tolist()]
     assert similar == [ids(tokenizer, "蓝色"), ids(tokenizer, "大小")]
 
 
 @pytest.mark.parametrize(
+    "table, found, is_read",
+    [
+        # Tokens, words and words of jieba among those of the table:
+        ({"红色": ["蓝色"], "裙子": ["女人"], "红": ["蓝"]}, "1 of 3", {"token": False, "word": False, "jieba": True}),
+        ({"playing": ["plays"], "大": ["小"], "Playing": ["plays"]}, "", {"token": True, "word": True, "jieba": True}),
+        ({"playing": ["plays"], "plays": ["playing"]}, "0 of 2", {"token": False, "word": True, "jieba": True}),
+        ({"红": ["蓝"], "红色": ["蓝色"]}, "", {"token": True, "word": True, "jieba": True}),
+    ],
+)
+def test_a_table_of_words_that_are_never_looked_up(tokenizer, tmp_path, table, found, is_read):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table), encoding="utf-8")
+    for unit, expected in is_read.items():
+        if expected:
+            read_similar_words(path, tokenizer, unit)
+        else:
+            with pytest.raises(ValueError, match=f"by the masking unit '{unit}', only {found} words .* 'jieba' for Ch"):
+                read_similar_words(path, tokenizer, unit)
+
+
+def test_share_of_words_with_similar_ones(tokenizer):
+    similar_words = {ids(tokenizer, word): np.array([ids(tokenizer, word)]) for word in ("红色", "a", "playing", "大")}
+    texts = ["红色的连衣裙", "a dog playing.", ""]
+    shares = {unit: share_with_similar_words(texts, tokenizer, unit, similar_words) for unit in words.MASKING_UNITS}
+    # Of 11 tokens a; of a, dog, playing, "." and 6 characters a and playing; of 红色, 的, 连衣裙 and the four 红色 too.
+    assert shares == {"token": 1 / 11, "word": 2 / 10, "jieba": 3 / 7}
+    assert share_with_similar_words([""], tokenizer, "word", similar_words) == 0
+    left_padded = tokenizer.__class__(vocab=tokenizer.get_vocab(), padding_side="left")
+    assert share_with_similar_words(texts, left_padded, "jieba", similar_words) == 3 / 7
+
+
+@pytest.mark.parametrize(
     "text, message",
-    [("[1, 2]", "expected an object of lists of words"), ("{", "expected JSON"), ('{"dog": []}', "got none among 1")],
+    [
+        ("[1, 2]", "expected an object of lists of words"),
+        ("{}", "expected an object of lists of words, got {}"),
+        ("{", "expected JSON"),
+        ('{"dog": []}', "got none among 1"),
+    ],
 )
 def test_bad_tables(tokenizer, tmp_path, text, message):
     (tmp_path / "table.json").write_text(text)
@@ -198,6 +250,17 @@ def test_collator_corrects(tokenizer):
     assert (batch["input_ids"][:, 1] == ids(tokenizer, "蓝")[0]).float().mean() == pytest.approx(0.8, abs=0.06)
 
 
+def test_segments_are_replaced_word_by_word(tokenizer):
+    """As MacBERT does: each word of a segment by one that is like it, not the segment by a phrase."""
+    processor = InterBERTProcessor(tokenizer, region_feature_size=4)
+    similar_words = {ids(tokenizer, a): np.array([ids(tokenizer, b)]) for a, b in (("红色", "蓝色"), ("裙子", "女人"))}
+    options = {"masking_unit": "jieba", "similar_words": similar_words, "text_mask_probability": 1.0}
+    batch = PretrainingCollator(processor, ["msm"], **options)([make_sample("红色裙子", i) for i in range(400)])
+    for start, similar in ((1, "蓝色"), (3, "女人")):
+        is_similar = batch["input_ids"][:, start : start + 2] == torch.tensor(ids(tokenizer, similar))
+        assert is_similar.all(dim=1).float().mean() == pytest.approx(0.8, abs=0.06)
+
+
 def test_bad_masking_unit(tokenizer):
     processor = InterBERTProcessor(tokenizer, region_feature_size=4)
     with pytest.raises(ValueError, match="must be one of .*'jieba'.*, got 'syllable'"):
@@ -216,11 +279,36 @@ def test_similar_words_by_their_vectors(tmp_path, monkeypatch, capsys):
     assert "4 of 6 words" in capsys.readouterr().out
 
 
+def test_the_nearest_words_against_a_full_sort():
+    rng = np.random.default_rng(0)
+    for size in (1, 3, 400):
+        for cosines in (rng.random(size), rng.integers(0, 5, size) / 4):  # the latter with many ties
+            for num_similar, min_similarity in ((1, 0.5), (10, 0.0), (10, 0.9), (10, 2.0), (400, 0.5)):
+                order = sorted(range(size), key=lambda place, values=cosines: (-values[place], place))
+                expected = [place for place in order if cosines[place] >= min_similarity][:num_similar]
+                assert find_similar_words.find_nearest(cosines, num_similar, min_similarity).tolist() == expected
+
+
 @pytest.mark.parametrize(
-    "text, message",
-    [("a 1 2\nb 1\n", "line 2: expected a word and 2 numbers"), ("a 1 x\n", "line 1"), ("", "got none")],
+    "text, arguments, status, message",
+    [
+        (None, [], 1, "No such file or directory: '.*vectors.txt'"),
+        (b"a 1 2\nb 1\n", [], 1, "vectors.txt, line 2: expected a word and 2 numbers, got 'b 1"),
+        (b"a 1 x\n", [], 1, "line 1: expected a word and numbers"),
+        (b"a 1 2\n\xff 1 2\n", [], 1, "vectors.txt, line 2: expected UTF-8"),
+        (b"", [], 1, "expected word vectors, got none"),
+        (b"a 1 2\n", ["--num_similar", "0"], 2, "--num_similar: expected at least 1, got 0"),
+        (b"a 1 2\n", ["--max_words", "0"], 2, "--max_words: expected at least 1, got 0"),
+    ],
 )
-def test_bad_vectors(tmp_path, text, message):
-    (tmp_path / "vectors.txt").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        find_similar_words.read_vectors(tmp_path / "vectors.txt", 10)
+def test_bad_vectors(tmp_path, monkeypatch, capsys, text, arguments, status, message):
+    path = tmp_path / "vectors.txt"
+    if text is not None:
+        path.write_bytes(text)
+    monkeypatch.setattr(sys, "argv", ["find_similar_words.py", str(path), str(tmp_path / "out.json"), *arguments])
+    with pytest.raises(SystemExit) as exit_info:
+        find_similar_words.main()
+    assert exit_info.value.code == status
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("find_similar_words.py: ") and re.search(message, error), error
+    assert not (tmp_path / "out.json").exists()
