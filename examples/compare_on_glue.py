@@ -13,10 +13,11 @@ a CPU, in a few minutes:
         -- --data_dir outputs/tiny_glue --bert_name_or_path outputs/tiny_glue/bert \\
         --per_device_train_batch_size 16 --learning_rate 1e-3 --num_train_epochs 3
 
-The paper's comparison, with an InterBERT before and after its pretraining; SST-2 with a part of its training data held
-out, if its folder has no dev.tsv:
+The paper's comparison on one GPU, with an InterBERT before and after its pretraining; SST-2 with a part of its
+training data held out, if its folder has no dev.tsv:
 
     python examples/compare_on_glue.py --output_dir outputs/glue --tasks cola sst2 stsb rte --seeds 1 2 3 \\
+        --launcher "accelerate launch --num_processes 1 --mixed_precision bf16" \\
         --models "BERT=--architecture bert --bert_name_or_path bert-base-uncased" \\
             "single stream=--model_name_or_path outputs/single_stream_pretrained" \\
             "InterBERT before=--bert_name_or_path bert-base-uncased" \\
@@ -88,8 +89,17 @@ def finetune(args: argparse.Namespace, model: tuple[str, list[str]], task: str, 
     name, own_arguments = model
     folder = args.output_dir / f"{folder_name(name)}-{task}-seed{seed}"
     of_task = [argument for other, arguments in args.task_arguments if other == task for argument in arguments]
-    arguments = ["--do_train", "--do_eval", "--task_name", task, *args.arguments, *of_task, *own_arguments]
-    result = run_once("run_glue.py", [*arguments, "--seed", str(seed)], folder)
+    arguments = [
+        "--do_train",
+        "--do_eval",
+        "--no_eval_every_epoch",
+        "--task_name",
+        task,
+        *args.arguments,
+        *of_task,
+        *own_arguments,
+    ]
+    result = run_once("run_glue.py", [*arguments, "--seed", str(seed)], folder, args.launcher)
     if not args.keep_models:
         remove_weights(folder)
     return result

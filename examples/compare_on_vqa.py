@@ -66,7 +66,15 @@ def parse_args() -> argparse.Namespace:
 def finetune(args: argparse.Namespace, model: str, seed: int) -> Answers:
     """Finetunes unless that has been done, and returns what was answered, with scores."""
     folder = args.output_dir / f"{model}-seed{seed}"
-    arguments = ["--do_train", "--do_eval", *args.arguments, *MODELS[model], "--seed", str(seed)]
+    arguments = [
+        "--do_train",
+        "--do_eval",
+        "--no_eval_every_epoch",
+        *args.arguments,
+        *MODELS[model],
+        "--seed",
+        str(seed),
+    ]
     run_once("run_vqa.py", arguments, folder, args.launcher)
     if not args.keep_models:
         remove_weights(folder)

@@ -1,24 +1,30 @@
 """What the comparisons of trained models share: their arguments, runs that are not repeated, a table, a plot."""
 
 import argparse
+import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import yaml
 
-from files import write_json, write_text
+from files import file_digest, write_json, write_text
 from training import format_table
 
 EXAMPLES = Path(__file__).resolve().parent
+# So much of each file of a folder is looked at: weights and Parquet files that differ do so in their first tensors and
+# pages.
+DIGEST_BYTES = 2**20
 
 # ---------------------------------------------------------------- arguments
 
@@ -44,9 +50,27 @@ def add_models_argument(parser: argparse.ArgumentParser, script: str, required: 
     )
 
 
+def launcher_words(text: str) -> list[str]:
+    """The words of a command that is put before a script."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a command, got {text!r}: {error}") from error
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected a command such as 'accelerate launch --multi_gpu', got {text!r}")
+    return words
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, script: str, seeds: Sequence[int] = (1, 2, 3)):
-    """Adds where the runs are, with which seeds, and what they share."""
+    """Adds where the runs are, with which seeds, what starts them, and what they share."""
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="Every run is made with each.")
+    parser.add_argument(
+        "--launcher",
+        type=launcher_words,
+        default=[],
+        metavar="COMMAND",
+        help=f"What starts {script}, such as 'accelerate launch --multi_gpu'. By default this Python, as one process.",
+    )
     parser.add_argument("--output_dir", type=Path, required=True, help="Folder for the runs and the comparison.")
     parser.add_argument("arguments", nargs="*", help=f"Behind --: arguments of {script} for all runs.")
 
@@ -70,33 +94,95 @@ def check_names(parser: argparse.ArgumentParser, option: str, names: Sequence[st
 # ---------------------------------------------------------------- runs
 
 
-def run_once(script: str, arguments: Sequence[str], folder: Path) -> dict[str, float]:
+def named_inputs(words: Iterable[str]) -> Iterator[str]:
+    """Those words of a command that are local files or folders, and those of the recipes among them."""
+    for word in words:
+        name = word.partition("=")[2] if word.startswith("--") else word
+        if os.path.exists(os.path.expanduser(name)):
+            yield name
+            if name.endswith(".yaml"):
+                recipe = yaml.safe_load(Path(name).expanduser().read_text(encoding="utf-8"))
+                values = recipe.values() if isinstance(recipe, dict) else ()
+                for value in values:
+                    yield from named_inputs(map(str, value if isinstance(value, list) else [value]))
+
+
+def contents_digest(path: Path, output_dir: Path) -> str:
+    """
+    SHA-256 of a file; of a folder, of the names, the sizes and the first mebibytes of its files.
+
+    Args:
+        output_dir: Where a comparison writes, which does not count where it is a part of the folder.
+    """
+    path, output_dir = path.expanduser().resolve(), output_dir.resolve()
+    if path.is_file():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        is_output = path in output_dir.parents and output_dir in file.parents
+        if file.is_file() and not is_output:
+            with open(file, "rb") as opened:
+                beginning = hashlib.sha256(opened.read(DIGEST_BYTES)).hexdigest()
+            digest.update(f"{file.relative_to(path).as_posix()}\t{file.stat().st_size}\t{beginning}\n".encode())
+    return digest.hexdigest()
+
+
+def check_same_run(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]):
+    """
+    Raises:
+        ValueError: a folder holds a run of another command, or one that read something else; the message says what.
+    """
+    remedy = "remove it, or choose another `--output_dir`."
+    if before["command"] != now["command"]:
+        raise ValueError(
+            f"{folder} must be a run of {shlex.join(now['command'])}, got one of {shlex.join(before['command'])}: "
+            + remedy
+        )
+    names = {**before["contents"], **now["contents"]}
+    changed = [name for name in names if before["contents"].get(name) != now["contents"].get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder} must be a run that has read what there is now, got one from before a change of "
+            f"{', '.join(changed)}: " + remedy
+        )
+
+
+def run_once(script: str, arguments: Sequence[str], folder: Path, launcher: Sequence[str]) -> dict[str, float]:
     """
     Trains, from the newest checkpoint on if there is one, unless that has been done.
+
+    A run is known by its command and by the contents of all local files and folders that this names (`run.json`). What
+    is on the Hub is known by its name alone.
 
     Args:
         script: Name of a training script in this folder.
         arguments: For it, without those that say where to write.
-        folder: Where it writes.
+        folder: Where it writes, within the folder of the comparison.
+        launcher: The words of a command that is put before the script; where there are none, this Python.
 
     Returns:
         What was measured after the last epoch.
 
     Raises:
-        ValueError: the folder holds a model that was trained with other arguments.
+        ValueError: the folder holds another run.
     """
-    record = folder / "arguments.json"
-    if record.exists() and (trained_with := json.loads(record.read_text(encoding="utf-8"))) != list(arguments):
+    record = folder / "run.json"
+    inputs = named_inputs([*launcher, *arguments])
+    contents = {name: contents_digest(Path(name), folder.parent) for name in inputs}
+    run = {"command": [*launcher, script, *arguments], "contents": contents}
+    if record.exists():
+        check_same_run(folder, json.loads(record.read_text(encoding="utf-8")), run)
+    elif (folder / "config.json").exists() or any(folder.glob("checkpoint-*")):
         raise ValueError(
-            f"{folder} must be a run with the arguments {shlex.join(arguments)}, got one with "
-            f"{shlex.join(trained_with)}: remove it, or choose another `--output_dir`."
+            f"{folder} must be a run of this comparison, with {record.name}, got a model without: remove it, or choose "
+            "another `--output_dir`."
         )
     if not (folder / "config.json").exists():
-        write_json(record, list(arguments))
+        write_json(record, run)
         command = [str(EXAMPLES / script), *arguments]
         command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
-        print(f"\n$ python {shlex.join(command)}\n", flush=True)
-        subprocess.run([sys.executable, *command], check=True)
+        print(f"\n$ {shlex.join([*(launcher or ['python']), *command])}\n", flush=True)
+        subprocess.run([*(launcher or [sys.executable]), *command], check=True)
     return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))[-1]
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ def score_captions_against_images(
         model: A model with the match head `itm_head`, on the device.
         captions: N captions.
         regions: Region records of M images, as the processor takes them; read one after the other, and not kept.
-        batch_size: Pairs that are scored at a time.
+        batch_size: So many pairs at most are scored at a time.
         max_length: Captions are cut to this number of tokens.
         max_regions: Of each image, this many regions are used.
         cache_dir: Folder that keeps what is scored. Scoring that was stopped then goes on where it was, unless
-            captions, images or weights are others. It is for the caller to remove.
+            captions, images or weights are others. Scores of others stay until these are complete: a training that is
+            stopped while its averaged weights are evaluated finds those of its raw weights. The folder is for the
+            caller to remove.
 
     Returns:
         float32 array of shape `(N, M)`: the log-odds of a match, the same in every process. (Log-odds rather than
@@ -53,12 +56,13 @@ def score_captions_against_images(
     model.eval()
     device = accelerator.device
     image_order = np.argsort([len(record["features"]) for record in regions], kind="stable")
-    blocks = [image_order[start : start + IMAGES_PER_BLOCK] for start in range(0, len(regions), IMAGES_PER_BLOCK)]
+    images_per_block = min(IMAGES_PER_BLOCK, batch_size)
+    blocks = [image_order[start : start + images_per_block] for start in range(0, len(regions), images_per_block)]
     own_blocks = range(accelerator.process_index, len(blocks), accelerator.num_processes)
     token_counts = [len(ids) for ids in processor.tokenizer(captions, truncation=True, max_length=max_length).input_ids]
     caption_order = np.argsort(token_counts, kind="stable")
 
-    captions_per_block = max(1, batch_size // IMAGES_PER_BLOCK)
+    captions_per_block = batch_size // images_per_block
     text_blocks = []
     for start in range(0, len(captions), captions_per_block):
         chosen = caption_order[start : start + captions_per_block]
@@ -69,7 +73,7 @@ def score_captions_against_images(
 
     cache = None
     if cache_dir is not None:
-        settings = [IMAGES_PER_BLOCK, accelerator.mixed_precision, max_length, max_regions, list(captions)]
+        settings = [images_per_block, accelerator.mixed_precision, max_length, max_regions, list(captions)]
         cache = cache_dir / _fingerprint(settings, regions, model)
         cache.mkdir(parents=True, exist_ok=True)
     scores = torch.zeros(len(captions), len(regions), device=device)
@@ -80,6 +84,7 @@ def score_captions_against_images(
         leave=False,
         disable=not accelerator.is_local_main_process,
     )
+    is_complete_already = True
     for number in own_blocks:
         images = torch.as_tensor(blocks[number], device=device)
         path = None if cache is None else cache / f"{number:06d}.npy"
@@ -87,6 +92,7 @@ def score_captions_against_images(
             scores[:, images] = torch.from_numpy(np.load(path)).to(device)
             progress_bar.update(len(captions) * len(images))
         else:
+            is_complete_already = False
             inputs = processor(
                 regions=[truncate_regions(regions[i], max_regions) for i in blocks[number]], return_tensors="pt"
             ).to(device)
@@ -97,7 +103,15 @@ def score_captions_against_images(
                     np.save(file, scores[:, images].cpu().numpy())
                 unfinished.replace(path)
     progress_bar.close()
-    return accelerator.reduce(scores, reduction="sum").cpu().numpy()
+    scores = accelerator.reduce(scores, reduction="sum").cpu().numpy()
+    if cache is not None:
+        # Where nothing was left to be scored, the others may be what a stopped evaluation goes on with.
+        if accelerator.is_main_process and not is_complete_already:
+            for other in cache_dir.iterdir():
+                if other != cache:
+                    shutil.rmtree(other)
+        accelerator.wait_for_everyone()
+    return scores
 
 
 def _score_block(

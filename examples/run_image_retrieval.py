@@ -13,15 +13,17 @@ vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_la
 
 The paper's run on Flickr30K, from a pretrained checkpoint, and the same checkpoint zero-shot:
 
-    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_image_retrieval.py --do_train --do_eval \\
-        --recipe examples/recipes/flickr30k_retrieval.yaml --model_name_or_path org/interbert-base \\
-        --dataset_name org/flickr30k-regions --output_dir interbert-base-flickr30k
-    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_image_retrieval.py --do_eval --zero_shot \\
-        --model_name_or_path org/interbert-base --dataset_name org/flickr30k-regions --validation_split test \\
-        --output_dir outputs/zero_shot
+    accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml examples/run_image_retrieval.py \\
+        --recipe examples/recipes/flickr30k_retrieval.yaml --do_train --do_eval \\
+        --model_name_or_path org/interbert-base --dataset_name org/flickr30k-regions \\
+        --output_dir interbert-base-flickr30k
+    accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml examples/run_image_retrieval.py \\
+        --do_eval --zero_shot --model_name_or_path org/interbert-base --dataset_name org/flickr30k-regions \\
+        --validation_split test --output_dir outputs/zero_shot
 
-Evaluation tells recall of images by captions and of captions by images, and the precision among the five best images.
-With `--queries` other texts than the captions are evaluated, each with its relevant images and with its pool.
+Evaluation tells recall of images by captions and of captions by images, and the precision among the five best images:
+of captions, for each of which one image is right, a fifth of R@5. With `--queries` other texts are evaluated in their
+place, each with its relevant images and with its pool; build_queries.py writes such.
 
 `--do_predict` writes the scores of the test split: a matrix of captions and images, with their ids beside it. Scoring
 that was stopped goes on where it was.
@@ -31,7 +33,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,16 +50,33 @@ from modeling_interbert import InterBERTForImageRetrieval
 from processing import CaptionedImages, InterBERTProcessor, RegionDataset
 from processing.ranking import precision_at_k, retrieval_recall
 from processing.tasks import RetrievalCollator, RetrievalExamples, read_queries
+from processing.titles import draw_images
 from publishing import WidgetInputs, match_inputs
 from result_files import check_ids, write_retrieval_scores
 from retrieval_evaluation import score_captions_against_images
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
+
+# Of the images to train on: independent of `--seed`, so that all runs that are compared see the same ones.
+IMAGE_SEED = 0
 
 
 @dataclass
 class RetrievalArguments(RegionDatasetArguments):
     """What is retrieved, and what it is told apart from in training."""
 
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        *RegionDatasetArguments.fixed_arguments,
+        "num_train_images",
+        "caption_column",
+    )
+
+    num_train_images: int | None = field(
+        default=None,
+        metadata={
+            "help": "Trains on so many images, drawn from those with captions and regions. They are always the same, "
+            "those of a smaller number among those of a larger one. By default on all."
+        },
+    )
     caption_column: str = field(default="captions", metadata={"help": "Column of captions."})
     hard_negative_column: str = field(
         default="hard_negatives", metadata={"help": "Column of hard negatives, as mine_hard_negatives.py writes it."}
@@ -96,14 +115,27 @@ class RetrievalArguments(RegionDatasetArguments):
     captions_per_image: int | None = field(
         default=None, metadata={"help": "Evaluates with the first captions of each image alone. By default with all."}
     )
-    score_batch_size: int = field(default=256, metadata={"help": "Pairs that are scored at a time."})
 
     def __post_init__(self):
-        for name in ("num_negatives", "max_seq_length", "max_regions", "captions_per_image", "score_batch_size"):
+        for name in ("num_train_images", "num_negatives", "max_seq_length", "max_regions", "captions_per_image"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
         if self.negatives == "pairs" and self.hard_negative_share:
             raise ValueError("`--hard_negative_share` is for `--negatives images`: of the pairs, one is a hard one.")
+        if self.queries is not None and self.captions_per_image is not None:
+            raise ValueError("`--captions_per_image` is for captions, in whose place `--queries` are evaluated.")
+
+
+@dataclass
+class RetrievalTrainingArguments(TrainingArguments):
+    """How the model is optimized, and how many pairs are scored at a time."""
+
+    per_device_eval_batch_size: int = field(
+        default=256, metadata={"help": "Pairs of a caption and an image that each process scores at a time, at most."}
+    )
+
+
+ARGUMENT_CLASSES = (TaskArguments, ModelArguments, RetrievalArguments, RetrievalTrainingArguments, OutputArguments)
 
 
 @dataclass
@@ -188,6 +220,29 @@ class Queries:
         return recalls | precision_at_k(scores, self.right_images, ks=(5,))
 
 
+def choose_training_images(regions: RegionDataset, task_args: TaskArguments, args: RetrievalArguments) -> RegionDataset:
+    """
+    What `--max_train_samples` and `--num_train_images` leave of the training split.
+
+    Raises:
+        ValueError: there are not so many images with regions and captions.
+    """
+    if task_args.max_train_samples is not None:
+        first = range(min(task_args.max_train_samples, len(regions)))
+        regions = RegionDataset(regions.dataset.select(first))
+    if args.num_train_images is not None:
+        usable = CaptionedImages(regions, args.caption_column).usable_images.tolist()
+        if len(usable) < args.num_train_images:
+            raise ValueError(
+                f"`--num_train_images` {args.num_train_images:,} needs as many images with regions and "
+                f"{args.caption_column} in {args.dataset_name}, {args.train_split}, got {len(usable):,}."
+            )
+        image_ids = regions.image_ids
+        drawn = set(draw_images([[image_ids[row]] for row in usable], args.num_train_images, IMAGE_SEED))
+        regions = RegionDataset(regions.dataset.select([row for row in usable if image_ids[row] in drawn]))
+    return regions
+
+
 def identify(sample: dict[str, Any]) -> dict[str, Any]:
     return {"captions": sample["captions"], "image_ids": [record["image_id"] for record in sample["records"]]}
 
@@ -203,6 +258,7 @@ def score(
     processor: InterBERTProcessor,
     queries: Queries,
     args: RetrievalArguments,
+    batch_size: int,
     cache_dir: Path,
 ) -> np.ndarray:
     return score_captions_against_images(
@@ -211,7 +267,7 @@ def score(
         processor,
         queries.texts,
         queries.records,
-        batch_size=args.score_batch_size,
+        batch_size=batch_size,
         max_length=args.max_seq_length,
         max_regions=args.max_regions,
         cache_dir=cache_dir,
@@ -219,15 +275,14 @@ def score(
 
 
 def main():
-    arguments = parse_arguments(
-        (TaskArguments, ModelArguments, RetrievalArguments, TrainingArguments, OutputArguments),
-        description="Finetune and evaluate InterBERT for image retrieval.",
-    )
+    arguments = parse_arguments(ARGUMENT_CLASSES, description="Finetune and evaluate InterBERT for image retrieval.")
     task_args, model_args, args, training_args, output_args = arguments
     if args.zero_shot and task_args.do_train:
         raise ValueError("`--zero_shot` evaluates a pretrained model as it is: it does not go with `--do_train`.")
     if args.zero_shot and model_args.model_name_or_path is None:
         raise ValueError("`--zero_shot` needs a pretrained model, `--model_name_or_path`.")
+    if args.queries is not None and task_args.max_eval_samples is not None:
+        raise ValueError("`--max_eval_samples` is for captions: `--queries` are evaluated as they are.")
     if task_args.do_train:
         output_args.check_output_dir()
         output_args.check_model_card("AutoModelForZeroShotImageClassification")
@@ -251,9 +306,7 @@ def main():
 
     loader = None
     if train_regions is not None:
-        if task_args.max_train_samples is not None:
-            first = range(min(task_args.max_train_samples, len(train_regions)))
-            train_regions = RegionDataset(train_regions.dataset.select(first))
+        train_regions = choose_training_images(train_regions, task_args, args)
         images = CaptionedImages(
             train_regions, args.caption_column, args.hard_negative_column, max_regions=args.max_regions
         )
@@ -279,6 +332,7 @@ def main():
         accelerator.print(f"{test} to score.")
     if train_regions is not None and validation is not None:
         check_held_out(train_regions.image_ids, validation.image_ids, "images")
+    batch_size = training_args.per_device_eval_batch_size
     cache_dir = Path(output_args.output_dir) / "scores.unfinished"
 
     def compute_losses(model, inputs):
@@ -292,7 +346,7 @@ def main():
         return outputs.loss, {"accuracy": (right, count)}
 
     def evaluate(model):
-        scores = score(accelerator, model, processor, validation, args, cache_dir)
+        scores = score(accelerator, model, processor, validation, args, batch_size, cache_dir)
         return {f"eval_{name}": value for name, value in validation.measure(scores).items()}
 
     widget = None
@@ -313,7 +367,7 @@ def main():
         widget,
     )
     if test is not None:
-        scores = score(accelerator, model, processor, test, args, cache_dir)
+        scores = score(accelerator, model, processor, test, args, batch_size, cache_dir)
         if accelerator.is_main_process:
             folder = Path(output_args.output_dir)
             image_of_caption = [number for (number,) in test.right_images]

@@ -21,7 +21,7 @@ class CaptionedImages:
         caption_column (`str`): A column of strings or of lists of strings.
         hard_negative_column (`str`):
             A column of lists of strings, as `examples/mine_hard_negatives.py` writes it beside
-            `{hard_negative_column}_image_ids`; only needed for hard negatives.
+            `{hard_negative_column}_image_ids`; both are only needed for hard negatives.
         max_regions (`int`, *optional*): Of each image, only so many regions count in `lengths`.
 
     Raises:
@@ -83,15 +83,25 @@ class CaptionedImages:
         """What else may not be said of other images, if it is to be told apart from them."""
         return {normalize_caption(caption) for caption in self.captions(image)}
 
-    def check_hard_negatives(self) -> None:
+    def check_hard_negatives(self, with_image_ids: bool = False) -> None:
         """
+        Args:
+            with_image_ids (`bool`, *optional*, defaults to `False`):
+                Whether it must be known which images they are captions of.
+
         Raises:
             ValueError: the dataset has none.
         """
-        if self.hard_negative_column not in self.region_dataset.column_names:
+        columns = [self.hard_negative_column]
+        if with_image_ids:
+            columns.append(f"{self.hard_negative_column}_image_ids")
+        missing = [name for name in columns if name not in self.region_dataset.column_names]
+        if missing:
+            is_old = self.hard_negative_column not in missing
+            remedy = f" Mine them again, without the column {self.hard_negative_column!r}." if is_old else ""
             raise ValueError(
-                f"Hard negatives need the column {self.hard_negative_column!r}, which examples/mine_hard_negatives.py "
-                f"adds, the dataset has only {self.region_dataset.column_names}."
+                f"Hard negatives need the column {missing[0]!r}, which examples/mine_hard_negatives.py adds, the "
+                f"dataset has only {self.region_dataset.column_names}.{remedy}"
             )
 
     def draw_caption(self, image: int, unfit_captions: Set[str], rng: np.random.Generator) -> str:

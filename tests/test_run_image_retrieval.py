@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from killing import assert_same_weights, killed_at
+from killing import Killed, assert_same_weights, killed_at
 from transformers import AutoTokenizer
 
 import mine_hard_negatives
@@ -20,12 +21,10 @@ from arguments import parse_arguments
 from configuration_interbert import InterBERTConfig
 from finetuning import TaskArguments
 from generate_scenes import write_scenes
-from model_loading import ModelArguments
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from processing import InterBERTProcessor, load_region_dataset
 from retrieval_evaluation import score_captions_against_images
-from run_image_retrieval import Queries, RetrievalArguments, is_chosen
-from training import OutputArguments, TrainingArguments
+from run_image_retrieval import ARGUMENT_CLASSES, Queries, RetrievalArguments, choose_training_images, is_chosen
 
 TINY = (
     "hidden_size=64,num_attention_heads=2,vision_num_attention_heads=2,intermediate_size=128,"
@@ -151,6 +150,77 @@ def test_scoring_goes_on_where_it_was(trained, scenes, tmp_path, monkeypatch):
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("options", [[], ["--checkpointing_steps", "epoch"]], ids=["from_the_beginning", "checkpoint"])
+def test_an_evaluation_that_is_killed_within_a_training_goes_on_where_it_was(scenes, tmp_path, monkeypatch, options):
+    """Where what is trained again ends with the same weights, bit by bit."""
+    monkeypatch.setattr(retrieval_evaluation, "IMAGES_PER_BLOCK", 10)
+    score_block, calls, caches = retrieval_evaluation._score_block, [], []
+    command = [
+        *("--do_train", "--do_eval", "--dataset_name", str(scenes), "--tokenizer_name", str(scenes / "tokenizer")),
+        *("--config_overrides", TINY, "--train_split", "train[:8]", "--num_train_epochs", "3", "--ema_decay", "0.9"),
+        *("--per_device_train_batch_size", "20", "--learning_rate", "1e-3", *EVALUATION, "--output_dir", str(tmp_path)),
+        *("--resume_from_checkpoint", "latest", *options),
+    ]
+
+    def score_or_die(*arguments):
+        calls.append(1)
+        caches.append(len(list((tmp_path / "scores.unfinished").iterdir())))
+        if len(calls) == 7:
+            raise Killed
+        return score_block(*arguments)
+
+    # Of the 40 images 4 blocks are scored by the raw weights, and 2 by the averaged ones.
+    monkeypatch.setattr(retrieval_evaluation, "_score_block", score_or_die)
+    with pytest.raises(Killed):
+        run(*command)
+    run(*command)
+    assert len(calls) == 7 + 3 * 8 - 6
+    # The scores of other weights are kept until these are complete, and no longer.
+    assert max(caches) == 2
+    assert not (tmp_path / "scores.unfinished").exists()
+
+
+@pytest.mark.parametrize("batch_size, num_images", [(5, 5), (40, 16)])
+def test_no_more_pairs_are_scored_at_a_time_than_the_batch_size(
+    trained, scenes, tmp_path, monkeypatch, batch_size, num_images
+):
+    sizes = set()
+    match_log_odds = retrieval_evaluation.match_log_odds
+
+    def count_pairs(model, text_inputs, region_embeds, *arguments):
+        sizes.add((len(text_inputs["input_ids"]), len(region_embeds)))
+        return match_log_odds(model, text_inputs, region_embeds, *arguments)
+
+    monkeypatch.setattr(retrieval_evaluation, "match_log_odds", count_pairs)
+    run(
+        *("--do_eval", "--model_name_or_path", str(trained), "--dataset_name", str(scenes)),
+        *("--output_dir", str(tmp_path), "--per_device_eval_batch_size", str(batch_size), *EVALUATION),
+    )
+    assert max(texts * images for texts, images in sizes) == batch_size // num_images * num_images
+    results, expected = results_of(tmp_path), results_of(trained)
+    assert results["eval_image_recall_at_5"] == expected["eval_image_recall_at_5"]
+
+
+def training_images(scenes: Path, num_images: int, **arguments) -> list[str]:
+    args = RetrievalArguments(dataset_name=str(scenes), num_train_images=num_images, **arguments)
+    regions = choose_training_images(args.load_regions("train"), TaskArguments(do_train=True), args)
+    return regions.image_ids
+
+
+def test_images_to_train_on_are_drawn(scenes):
+    all_ids = load_region_dataset(scenes, "train").image_ids
+    assert training_images(scenes, 600) == all_ids
+    small, large = training_images(scenes, 60), training_images(scenes, 300)
+    assert (len(small), len(large)) == (60, 300) and set(small) < set(large)
+    # From everywhere, as a dataset may be sorted: of each tenth of it, about a tenth.
+    tenths = np.bincount([all_ids.index(image_id) // 60 for image_id in large], minlength=10)
+    assert large == sorted(large, key=all_ids.index) and 18 <= min(tenths) and max(tenths) <= 42
+    # Of another order of the images they are the same.
+    assert set(training_images(scenes, 60, train_split="train[300:]+train[:300]")) == set(small)
+    with pytest.raises(ValueError, match="601 needs as many images with regions and captions in .*, train, got 600"):
+        training_images(scenes, 601)
+
+
 @pytest.fixture(scope="module")
 def mined(scenes, tmp_path_factory) -> Path:
     """The scenes to train on, with hard negatives."""
@@ -266,6 +336,10 @@ def test_images_that_are_trained_on_are_not_evaluated(scenes, tmp_path):
     [
         (["--do_train", "--zero_shot", "--tokenizer_name", "t"], "does not go with `--do_train`"),
         (["--do_eval", "--zero_shot", "--tokenizer_name", "t"], "needs a pretrained model, `--model_name_or_path`"),
+        (
+            ["--do_eval", "--model_name_or_path", "m", "--queries", "q.jsonl", "--max_eval_samples", "9"],
+            "`--max_eval_samples` is for captions: `--queries` are evaluated as they are",
+        ),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):
@@ -279,11 +353,20 @@ def test_nothing_to_do(tmp_path, capsys):
     assert "Nothing to do: give `--do_train`, `--do_eval` or `--do_predict`." in capsys.readouterr().err
 
 
+def test_queries_are_not_captions_of_images(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(
+            *("--do_eval", "--model_name_or_path", "m", "--dataset_name", "none", "--output_dir", str(tmp_path)),
+            *("--queries", "q.jsonl", "--captions_per_image", "1"),
+        )
+    assert "`--captions_per_image` is for captions, in whose place `--queries`" in capsys.readouterr().err
+
+
 def test_recipes():
     recipes = Path(__file__).resolve().parent.parent / "examples" / "recipes"
     names = ("flickr30k_retrieval", "finetuning_release", "flickr30k_retrieval_release")
     paths = [str(recipes / f"{name}.yaml") for name in names]
-    groups = (TaskArguments, ModelArguments, RetrievalArguments, TrainingArguments, OutputArguments)
+    groups = ARGUMENT_CLASSES
     command = ["--do_train", "--model_name_or_path", "m", "--dataset_name", "d", "--output_dir", "o"]
 
     _, _, retrieval, training, _ = parse_arguments(groups, "Retrieve.", [*command, "--recipe", paths[0]])
@@ -303,3 +386,11 @@ def test_recipes():
     small = str(recipes / "flickr8k_retrieval.yaml")
     task, _, retrieval, training, _ = parse_arguments(groups, "Retrieve.", [*command, "--recipe", small])
     assert (training.max_train_steps, retrieval.hard_negative_share, task.max_eval_samples) == (600, 0.33, 400)
+
+    # For comparisons by the amount of data: epochs, and negatives of which there are enough within every part.
+    by_data = str(recipes / "flickr8k_retrieval_by_data.yaml")
+    other_task, _, other, epochs, _ = parse_arguments(groups, "Retrieve.", [*command, "--recipe", by_data])
+    assert (epochs.max_train_steps, epochs.num_train_epochs, epochs.num_warmup_steps) == (None, 3, 0.1)
+    assert other == replace(retrieval, hard_negative_share=0.0) and other_task == task
+    changed = {"max_train_steps": None, "num_train_epochs": 3, "num_warmup_steps": 0.1}
+    assert epochs == replace(training, **changed)

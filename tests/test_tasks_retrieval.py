@@ -26,7 +26,7 @@ HARD_IMAGE_IDS = [["i2", "i4"], [], ["i0"], [], ["i5", "i6"], [], []]
 USABLE = {0, 1, 2, 4, 5, 6}
 
 
-def make_images(hard_negatives=True) -> CaptionedImages:
+def make_images(hard_negatives=True, hard_image_ids=True) -> CaptionedImages:
     """The features of image i are all i."""
     counts = [1 + i % 3 for i in range(7)]
     columns = {
@@ -39,6 +39,7 @@ def make_images(hard_negatives=True) -> CaptionedImages:
     }
     if hard_negatives:
         columns["hard_negatives"] = pa.array(HARD_NEGATIVES, pa.list_(pa.string()))
+    if hard_negatives and hard_image_ids:
         columns["hard_negatives_image_ids"] = pa.array(HARD_IMAGE_IDS, pa.list_(pa.string()))
     return CaptionedImages(RegionDataset(datasets.Dataset(pa.table(columns))))
 
@@ -172,6 +173,14 @@ def test_bad_arguments(arguments, message):
 def test_hard_negatives_need_their_column(arguments):
     with pytest.raises(ValueError, match="need the column 'hard_negatives', which examples/mine_hard_negatives.py"):
         RetrievalExamples(make_images(hard_negatives=False), **arguments)
+    # Which images they are captions of is needed, too: by the sample of an image that has some.
+    images = make_images(hard_image_ids=False)
+    message = (
+        "'hard_negatives_image_ids', which examples/mine_hard_negatives.py adds, .* again, without the column 'hard_"
+    )
+    with pytest.raises(ValueError, match=message):
+        RetrievalExamples(images, **arguments)
+    images.check_hard_negatives()  # of pretraining
 
 
 def test_bad_loss(processor):

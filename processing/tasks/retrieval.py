@@ -101,7 +101,7 @@ class RetrievalExamples(torch.utils.data.Dataset):
                 f"{len(images.usable_images)}."
             )
         if negatives == "pairs" or hard_negative_share > 0:
-            images.check_hard_negatives()
+            images.check_hard_negatives(with_image_ids=True)
         self.images = images
         self.negatives = negatives
         self.num_negatives = num_negatives
