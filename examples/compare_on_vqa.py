@@ -19,6 +19,16 @@ DAQUAR, which has no validation split:
         -- --recipe examples/recipes/daquar.yaml --dataset_name daquar --bert_name_or_path bert-base-uncased \\
         --train_questions daquar/train_questions.jsonl --answer_vocabulary daquar/answer_space.txt
 
+VQA 2.0, on the eight GPUs of its recipe:
+
+    python examples/compare_on_vqa.py --output_dir outputs/vqa2 --seeds 1 2 3 \\
+        --launcher "accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml" \\
+        -- --recipe examples/recipes/vqa2.yaml --dataset_name org/coco-regions --model_name_or_path org/interbert-base \\
+        --train_questions v2_OpenEnded_mscoco_train2014_questions.json \\
+        --train_annotations v2_mscoco_train2014_annotations.json \\
+        --validation_questions v2_OpenEnded_mscoco_val2014_questions.json \\
+        --validation_annotations v2_mscoco_val2014_annotations.json
+
 What stands behind `--` are arguments of run_vqa.py, which all runs get. A comparison that was stopped goes on when the
 same command is given again. It writes `comparison.json`, `comparison.md` and `comparison.png`: the scores of the most
 frequent answers to questions of the same type and to the same question, those of both models (means and standard
