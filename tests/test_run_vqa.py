@@ -108,7 +108,7 @@ def trained(data, tmp_path_factory) -> tuple[Path, dict[str, float]]:
         data,
         folder,
         *options.split(),
-        *("--group_by_length", "--ema_decay", "0.9", *from_scratch(data, SMALL)),
+        *("--no_eval_every_epoch", "--group_by_length", "--ema_decay", "0.9", *from_scratch(data, SMALL)),
         *files(data, "train", "validation", "test"),
     )
     return folder, results
@@ -122,6 +122,7 @@ def test_training_gets_well_above_the_most_frequent_answers(data, trained):
     assert results["eval_accuracy"] > 0.4 and results["eval_raw_accuracy"] > 0.4
     training = json.loads((folder / "all_results.json").read_text())
     assert training[-1]["train_score"] > training[0]["train_score"] + 0.2
+    assert ["eval_accuracy" in of_epoch for of_epoch in training] == [False] * 5 + [True]
     model = InterBERTForVQA.from_pretrained(folder)
     assert set(model.config.label2id) == set("red orange yellow green blue purple black white".split()) | set(
         "circle square triangle star cross ring".split()
