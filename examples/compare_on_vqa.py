@@ -23,7 +23,8 @@ VQA 2.0, on the eight GPUs of its recipe:
 
     python examples/compare_on_vqa.py --output_dir outputs/vqa2 --seeds 1 2 3 \\
         --launcher "accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml" \\
-        -- --recipe examples/recipes/vqa2.yaml --dataset_name org/coco-regions --model_name_or_path org/interbert-base \\
+        -- --recipe examples/recipes/vqa2.yaml --dataset_name org/coco-regions \\
+        --model_name_or_path org/interbert-base \\
         --train_questions v2_OpenEnded_mscoco_train2014_questions.json \\
         --train_annotations v2_mscoco_train2014_annotations.json \\
         --validation_questions v2_OpenEnded_mscoco_val2014_questions.json \\
