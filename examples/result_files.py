@@ -12,7 +12,7 @@ from files import write_json, write_text
 from processing.tasks import GLUE_TASKS
 from processing.tasks.vcr import NUM_CHOICES
 
-# What the scripts write of a model besides `all_results.json`; of the epochs before the last, that has it all.
+# What the scripts write of the latest weights. (`all_results.json` is of all epochs.)
 RESULT_FILES = [
     "eval_results.json",
     "eval_recipe.yaml",
