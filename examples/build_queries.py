@@ -11,11 +11,15 @@ Categories of products, of a dataset of build_title_dataset.py:
 
     python examples/build_queries.py outputs/products queries.jsonl --text_column categories --pool_size 100
 
+Captions that several images share, as short ones do:
+
+    python examples/build_queries.py org/my-regions queries.jsonl --text_column captions_zh --min_relevant 2
+
 Each distinct text is a query, in the order of the images: its relevant images are all that have it, and its pool is
 these and others, drawn with a fixed seed, up to `--pool_size`. Texts that differ only in case, width, white space,
 punctuation and symbols are one text, so that no image of a pool has it without being relevant. Images without regions
-do not count. Texts that are left out are reported: those that no image has, and those that as many images have as a
-pool holds, which would be found among right images alone.
+do not count. Texts that are left out are reported: those that no image or fewer than `--min_relevant` have, and those that as
+many images have as a pool holds, which would be found among right images alone.
 """
 
 import argparse
@@ -43,12 +47,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--split", default="validation", help="Split of the images. By default validation.")
     parser.add_argument("--dataset_config_name", help="Configuration of the dataset.")
     parser.add_argument("--pool_size", type=int, default=100, help="Images of a pool, at most. By default 100.")
+    parser.add_argument(
+        "--min_relevant", type=int, default=1, help="Leaves texts out that fewer images have. By default 1."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Another seed draws other images. By default 0.")
     args = parser.parse_args()
     if args.destination.suffix != ".jsonl":
         parser.error(f"destination: expected a .jsonl file, got {args.destination}")
     if args.pool_size < 2:
         parser.error(f"--pool_size: expected at least 2, got {args.pool_size}")
+    if not 1 <= args.min_relevant < args.pool_size:
+        parser.error(f"--min_relevant: expected at least 1 and less than --pool_size, got {args.min_relevant}")
     return args
 
 
@@ -72,18 +81,20 @@ def read_texts(regions: RegionDataset, column: str) -> tuple[dict[str, list[str]
 
 
 def build_queries(
-    texts: Mapping[str, Sequence[str]], pool_size: int, seed: int = 0
-) -> tuple[list[RetrievalQuery], list[str]]:
+    texts: Mapping[str, Sequence[str]], pool_size: int, min_relevant: int = 1, seed: int = 0
+) -> tuple[list[RetrievalQuery], list[str], list[str]]:
     """
     A query for each distinct text. What is drawn depends on the text, the image ids and the seed, not on their order.
 
     Args:
         texts: Those of each image, by its id. One without letters and digits is none.
         pool_size: So many images at most are searched among for a text.
+        min_relevant: A text that fewer images have is left out.
         seed: Other images for another seed.
 
     Returns:
-        The queries, and the texts that are left out, as their pools would have relevant images alone.
+        The queries, and the texts that are left out: those that too few images have, and those whose pools would have
+        relevant images alone.
     """
     spellings: dict[str, str] = {}
     relevant_images: dict[str, dict[str, None]] = {}
@@ -93,8 +104,11 @@ def build_queries(
                 spellings.setdefault(key, text.strip())
                 relevant_images.setdefault(key, {})[image_id] = None
     image_ids = sorted(texts)
-    queries, left_out = [], []
+    queries, too_rare, too_frequent = [], [], []
     for key, relevant in relevant_images.items():
+        if len(relevant) < min_relevant:
+            too_rare.append(spellings[key])
+            continue
         # Of so many images enough are others, however many of the relevant ones are among them.
         rng = np.random.default_rng(list(hashlib.sha256(f"{seed} {key}".encode()).digest()))
         drawn = rng.choice(len(image_ids), min(pool_size, len(image_ids)), replace=False)
@@ -103,8 +117,8 @@ def build_queries(
         if others:
             queries.append(RetrievalQuery(spellings[key], [*relevant], [*relevant, *others]))
         else:
-            left_out.append(spellings[key])
-    return queries, left_out
+            too_frequent.append(spellings[key])
+    return queries, too_rare, too_frequent
 
 
 def report(what: str, texts: Sequence[str]):
@@ -116,18 +130,19 @@ def main():
     args = parse_args()
     regions = load_region_dataset(args.source, args.split, name=args.dataset_config_name)
     texts, of_others = read_texts(regions, args.text_column)
-    queries, left_out = build_queries(texts, args.pool_size, args.seed)
+    queries, too_rare, too_frequent = build_queries(texts, args.pool_size, args.min_relevant, args.seed)
     if not queries:
         raise ValueError(
-            f"Expected texts in column {args.text_column!r} of {args.source}, {args.split}, that fewer than "
-            f"{args.pool_size:,} (`--pool_size`) and not all of {len(texts):,} images with regions have, got "
-            f"{len(left_out):,} others."
+            f"Expected texts in column {args.text_column!r} of {args.source}, {args.split}, that at least "
+            f"{args.min_relevant:,} (`--min_relevant`), fewer than {args.pool_size:,} (`--pool_size`) and not all of "
+            f"{len(texts):,} images with regions have, got {len(too_rare) + len(too_frequent):,} others."
         )
     write_json_lines(args.destination, map(asdict, queries))
     known = {normalize_caption(text) for own in texts.values() for text in own}
     without_images = {normalize_caption(text): text for text in of_others if normalize_caption(text) not in known}
     report("without an image that has regions", list(without_images.values()))
-    report(f"with relevant images alone in a pool of {args.pool_size:,}", left_out)
+    report(f"of fewer than {args.min_relevant:,} images", too_rare)
+    report(f"with relevant images alone in a pool of {args.pool_size:,}", too_frequent)
     highest = np.mean([min(len(query.relevant), PRECISION_AT) / PRECISION_AT for query in queries])
     print(
         f"{len(queries):,} texts with their pools among {len(texts):,} images are in {args.destination}. A perfect "

@@ -27,7 +27,7 @@ TEXTS = {
 
 
 def queries_of(texts: dict, pool_size: int, **arguments) -> dict[str, tuple[list[str], list[str]]]:
-    queries, _ = build_queries.build_queries(texts, pool_size, **arguments)
+    queries, _, _ = build_queries.build_queries(texts, pool_size, **arguments)
     return {query.text: (query.relevant, query.pool) for query in queries}
 
 
@@ -64,13 +64,13 @@ def test_what_is_drawn_depends_on_texts_ids_and_seed_alone():
     assert queries_of(texts, pool_size=30, seed=1) != queries
 
 
-def test_texts_of_too_many_images_are_left_out():
-    texts = {"a": ["all", "two"], "b": ["all", "two"], "c": ["all"]}
-    queries, left_out = build_queries.build_queries(texts, pool_size=3)
-    assert [query.text for query in queries] == ["two"] and left_out == ["all"]
-    assert build_queries.build_queries(texts, pool_size=2) == ([], ["all", "two"])
+def test_texts_of_too_many_or_too_few_images_are_left_out():
+    texts = {"a": ["all", "two", "one"], "b": ["all", "two"], "c": ["all"]}
+    queries, too_rare, too_frequent = build_queries.build_queries(texts, pool_size=3, min_relevant=2)
+    assert [query.text for query in queries] == ["two"] and too_rare == ["one"] and too_frequent == ["all"]
+    assert build_queries.build_queries(texts, pool_size=2, min_relevant=2) == ([], ["one"], ["all", "two"])
     # Even a larger pool would have relevant images alone.
-    assert build_queries.build_queries(texts, pool_size=9)[1] == ["all"]
+    assert build_queries.build_queries(texts, pool_size=9)[2] == ["all"]
 
 
 def make_regions(counts: list[int], captions: list) -> RegionDataset:
@@ -99,12 +99,13 @@ def test_images_without_regions_do_not_count(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "Left out, without an image that has regions: 1 texts, such as hat" in output
     assert "Left out, with relevant images alone in a pool of 2: 1 texts, such as shoe" in output
+    assert "fewer than" not in output
     # One image is relevant: at most one of five.
     assert "1 texts with their pools among 4 images" in output and "precision at 5 of 20.0 %" in output
     assert [query.text for query in read_queries(tmp_path / "queries.jsonl")] == ["boot"]
 
     regions = make_regions([1, 1], ["shoe", "shoe"])
-    with pytest.raises(ValueError, match=r"fewer than 2 \(`--pool_size`\) and not all of 2 images .*, got 1 others"):
+    with pytest.raises(ValueError, match=r"at least 1 .*, fewer than 2 \(`--pool_size`\) .* 2 images .*, got 1 others"):
         build_queries.main()
 
 
@@ -138,6 +139,8 @@ def test_the_documented_command_writes_what_the_evaluation_reads(tmp_path, monke
     [
         (["out.json", "--text_column", "t"], "destination: expected a .jsonl file, got out.json"),
         (["out.jsonl", "--text_column", "t", "--pool_size", "1"], "--pool_size: expected at least 2, got 1"),
+        (["out.jsonl", "--text_column", "t", "--min_relevant", "0"], "--min_relevant: expected at least 1 and less than"),
+        (["out.jsonl", "--text_column", "t", "--min_relevant", "100"], "less than --pool_size, got 100"),
     ],
 )
 def test_bad_arguments(monkeypatch, capsys, arguments, message):
