@@ -18,8 +18,8 @@ Captions that several images share, as short ones do:
 Each distinct text is a query, in the order of the images: its relevant images are all that have it, and its pool is
 these and others, drawn with a fixed seed, up to `--pool_size`. Texts that differ only in case, width, white space,
 punctuation and symbols are one text, so that no image of a pool has it without being relevant. Images without regions
-do not count. Texts that are left out are reported: those that no image or fewer than `--min_relevant` have, and those that as
-many images have as a pool holds, which would be found among right images alone.
+do not count. Texts that are left out are reported: those that no image has, or fewer than `--min_relevant`, and those
+that as many images have as a pool holds, which would be found among right images alone.
 """
 
 import argparse

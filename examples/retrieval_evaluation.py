@@ -30,9 +30,10 @@ def score_captions_against_images(
     max_length: int = 36,
     max_regions: int | None = 36,
     cache_dir: Path | None = None,
+    pools: Sequence[Sequence[int] | None] | None = None,
 ) -> np.ndarray:
     """
-    Scores every caption against every image with the match head of InterBERT.
+    Scores every caption against every image, or against those of its pool, with the match head of InterBERT.
 
     Captions and images of similar lengths are scored together, so that next to nothing is spent on padding, and images
     are embedded once, however many captions they meet. Blocks of images are divided among the processes.
@@ -45,40 +46,52 @@ def score_captions_against_images(
         max_length: Captions are cut to this number of tokens.
         max_regions: Of each image, this many regions are used.
         cache_dir: Folder that keeps what is scored. Scoring that was stopped then goes on where it was, unless
-            captions, images or weights are others. Scores of others stay until these are complete: a training that is
-            stopped while its averaged weights are evaluated finds those of its raw weights. The folder is for the
-            caller to remove.
+            captions, images, pools or weights are others. Scores of others stay until these are complete: a training
+            that is stopped while its averaged weights are evaluated finds those of its raw weights. The folder is for
+            the caller to remove.
+        pools: Of each caption, the numbers of the images that it is scored against; None for all of them.
 
     Returns:
-        float32 array of shape `(N, M)`: the log-odds of a match, the same in every process. (Log-odds rather than
-        probabilities, since float32 probabilities near 1 would tie.)
+        float32 array of shape `(N, M)`: the log-odds of a match, -inf outside of the pools, the same in every process.
+        (Log-odds rather than probabilities, since float32 probabilities near 1 would tie.)
     """
     model.eval()
     device = accelerator.device
+    is_scored = np.ones((len(captions), len(regions)), dtype=bool)
+    if pools is not None:
+        for row, pool in zip(is_scored, pools, strict=True):
+            if pool is not None:
+                row[:] = False
+                row[list(pool)] = True
     image_order = np.argsort([len(record["features"]) for record in regions], kind="stable")
-    images_per_block = min(IMAGES_PER_BLOCK, batch_size)
+    # Two images are seldom in the same pools.
+    images_per_block = min(IMAGES_PER_BLOCK, batch_size) if is_scored.all() else 1
     blocks = [image_order[start : start + images_per_block] for start in range(0, len(regions), images_per_block)]
     own_blocks = range(accelerator.process_index, len(blocks), accelerator.num_processes)
     token_counts = [len(ids) for ids in processor.tokenizer(captions, truncation=True, max_length=max_length).input_ids]
     caption_order = np.argsort(token_counts, kind="stable")
 
-    captions_per_block = batch_size // images_per_block
-    text_blocks = []
-    for start in range(0, len(captions), captions_per_block):
-        chosen = caption_order[start : start + captions_per_block]
-        inputs = processor(
-            text=[captions[i] for i in chosen], truncation=True, max_length=max_length, return_tensors="pt"
-        )
-        text_blocks.append((chosen, inputs.to(device)))
+    def encode(chosen: np.ndarray) -> list[tuple[np.ndarray, Mapping[str, torch.Tensor]]]:
+        captions_per_block = batch_size // images_per_block
+        text_blocks = []
+        for start in range(0, len(chosen), captions_per_block):
+            block = chosen[start : start + captions_per_block]
+            inputs = processor(
+                text=[captions[i] for i in block], truncation=True, max_length=max_length, return_tensors="pt"
+            )
+            text_blocks.append((block, inputs.to(device)))
+        return text_blocks
+
+    all_text_blocks = encode(caption_order) if is_scored.all() else None
 
     cache = None
     if cache_dir is not None:
         settings = [images_per_block, accelerator.mixed_precision, max_length, max_regions, list(captions)]
-        cache = cache_dir / _fingerprint(settings, regions, model)
+        cache = cache_dir / _fingerprint(settings, is_scored, regions, model)
         cache.mkdir(parents=True, exist_ok=True)
     scores = torch.zeros(len(captions), len(regions), device=device)
     progress_bar = tqdm(
-        total=len(captions) * sum(len(blocks[number]) for number in own_blocks),
+        total=sum(int(is_scored[:, blocks[number]].sum()) for number in own_blocks),
         desc="Scoring pairs",
         unit="pairs",
         leave=False,
@@ -87,15 +100,17 @@ def score_captions_against_images(
     is_complete_already = True
     for number in own_blocks:
         images = torch.as_tensor(blocks[number], device=device)
+        chosen = caption_order[is_scored[caption_order][:, blocks[number]].any(axis=1)]
         path = None if cache is None else cache / f"{number:06d}.npy"
         if path is not None and path.exists():
             scores[:, images] = torch.from_numpy(np.load(path)).to(device)
-            progress_bar.update(len(captions) * len(images))
+            progress_bar.update(len(chosen) * len(images))
         else:
             is_complete_already = False
             inputs = processor(
                 regions=[truncate_regions(regions[i], max_regions) for i in blocks[number]], return_tensors="pt"
             ).to(device)
+            text_blocks = encode(chosen) if all_text_blocks is None else all_text_blocks
             scores[:, images] = _score_block(accelerator, model, inputs, text_blocks, len(captions), progress_bar)
             if path is not None:
                 unfinished = path.with_suffix(".unfinished")
@@ -122,9 +137,9 @@ def _score_block(
     num_captions: int,
     progress_bar: tqdm,
 ) -> torch.Tensor:
-    """Log-odds of all captions and the images of a block, float32 `(num_captions, images)`."""
+    """Log-odds of captions and the images of a block, float32 `(num_captions, images)`; -inf for other captions."""
     num_images = len(image_inputs["region_attention_mask"])
-    scores = torch.zeros(num_captions, num_images, device=accelerator.device)
+    scores = torch.full((num_captions, num_images), -torch.inf, device=accelerator.device)
     with accelerator.autocast():
         region_embeds = model.interbert.embed_regions(**image_inputs)
     for chosen, text_inputs in text_blocks:
@@ -140,9 +155,12 @@ def _score_block(
     return scores
 
 
-def _fingerprint(settings: list, regions: Sequence[Mapping[str, Any]], model: PreTrainedModel) -> str:
+def _fingerprint(
+    settings: list, is_scored: np.ndarray, regions: Sequence[Mapping[str, Any]], model: PreTrainedModel
+) -> str:
     """Of everything that decides on the scores and on which image has which column."""
     digest = hashlib.sha256(json.dumps(settings).encode())
+    digest.update(np.packbits(is_scored).data)
     for record in regions:
         for name in ("features", "boxes", "width", "height"):
             values = np.ascontiguousarray(record[name])

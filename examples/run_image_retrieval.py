@@ -211,11 +211,7 @@ class Queries:
         )
 
     def measure(self, scores: np.ndarray) -> dict[str, float]:
-        """Recall, median rank and precision of scores `(texts, images)`."""
-        scores = scores.copy()
-        for row, pool in zip(scores, self.pools, strict=True):
-            if pool is not None:
-                row[np.setdiff1d(np.arange(len(row)), pool)] = -np.inf
+        """Recall, median rank and precision of scores `(texts, images)`, -inf outside of the pools."""
         recalls = retrieval_recall(scores, self.right_images)
         return recalls | precision_at_k(scores, self.right_images, ks=(5,))
 
@@ -271,6 +267,7 @@ def score(
         max_length=args.max_seq_length,
         max_regions=args.max_regions,
         cache_dir=cache_dir,
+        pools=queries.pools,
     )
 
 

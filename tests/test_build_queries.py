@@ -139,7 +139,10 @@ def test_the_documented_command_writes_what_the_evaluation_reads(tmp_path, monke
     [
         (["out.json", "--text_column", "t"], "destination: expected a .jsonl file, got out.json"),
         (["out.jsonl", "--text_column", "t", "--pool_size", "1"], "--pool_size: expected at least 2, got 1"),
-        (["out.jsonl", "--text_column", "t", "--min_relevant", "0"], "--min_relevant: expected at least 1 and less than"),
+        (
+            ["out.jsonl", "--text_column", "t", "--min_relevant", "0"],
+            "--min_relevant: expected at least 1 and less than",
+        ),
         (["out.jsonl", "--text_column", "t", "--min_relevant", "100"], "less than --pool_size, got 100"),
     ],
 )

@@ -279,15 +279,48 @@ def test_texts_with_pools(scenes, tmp_path):
     path.write_text("".join(json.dumps(query) + "\n" for query in queries))
     found = Queries.of_file(str(path), regions)
     assert (len(found.records), found.texts, found.right_images) == (12, ["one", "two"], [[0, 3], [1]])
-    # Images 4, 3, 0, … are found by the first text, 0, 3, 9, 10, 11, 4, 2, 1, … by the second: of its pool 2, 1, ….
+    # Images 4, 3, 0, … are found by the first text, 2, 1, … by the second.
+    assert found.pools == [None, [1, 2, 5, 6, 7, 8]]
     scores = np.zeros((2, 12), dtype=np.float32)
     scores[0, [4, 3, 0]] = [9, 8, 7]
-    scores[1, [0, 3, 9, 10, 11, 4, 2, 1]] = [9, 8, 7, 6, 5, 4, 3, 2]
+    scores[1, [2, 1]] = [3, 2]
+    scores[1, [0, 3, 4, 9, 10, 11]] = -np.inf
     measured = found.measure(scores)
     assert measured["image_recall_at_1"] == 0 and measured["image_recall_at_5"] == 1
     assert measured["image_median_rank"] == 2
     assert measured["precision_at_5"] == pytest.approx((2 / 5 + 1 / 5) / 2)
-    assert scores[1, 0] == 9  # as they were
+
+
+def test_texts_with_pools_are_scored_against_these_alone(trained, scenes, tmp_path, monkeypatch):
+    regions = load_region_dataset(scenes, "test")
+    texts, records = [regions.captions(i)[0] for i in range(12)], [regions[i] for i in range(12)]
+    pools = [[0, 5], [5], None, *([11, n] for n in range(3, 11)), []]
+    model = InterBERTForImageRetrieval.from_pretrained(trained)
+    processor = InterBERTProcessor.from_pretrained(trained)
+    match_log_odds, num_scored = retrieval_evaluation.match_log_odds, []
+
+    def count_pairs(*arguments):
+        log_odds = match_log_odds(*arguments)
+        num_scored.append(log_odds.numel())
+        return log_odds
+
+    def score(**options):
+        num_scored.clear()
+        return score_captions_against_images(Accelerator(cpu=True), model, processor, texts, records, **options)
+
+    monkeypatch.setattr(retrieval_evaluation, "match_log_odds", count_pairs)
+    expected = score()
+    scores = score(pools=pools, cache_dir=tmp_path)
+    assert sum(num_scored) == 2 + 1 + 12 + 8 * 2
+    for row, pool, expected_row in zip(scores, pools, expected, strict=True):
+        inside = list(range(12)) if pool is None else pool
+        np.testing.assert_allclose(row[inside], expected_row[inside], atol=1e-5)
+        assert np.isneginf(np.delete(row, inside)).all()
+    # They are found again, but not where other pairs are asked for.
+    np.testing.assert_array_equal(score(pools=pools, cache_dir=tmp_path), scores)
+    assert not num_scored
+    assert np.isfinite(score(pools=[None, *pools[1:]], cache_dir=tmp_path)[0]).all()
+    np.testing.assert_array_equal(score(pools=[None] * 12), expected)
 
 
 @pytest.mark.parametrize(
