@@ -511,7 +511,7 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
             train.check_answers()
             splits["train"] = train
         except ValueError as error:
-            if task_args.do_train or args.validation_fraction is not None:
+            if task_args.do_train or args.validation_fraction is not None or args.train_questions is not None:
                 raise
             logger.warning(
                 f"There is nothing to learn the most frequent answers from, so they are not evaluated: {error}"

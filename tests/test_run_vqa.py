@@ -273,6 +273,7 @@ def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
         ),
         ("--do_train --validation_fraction 0.00001", "leaves no images on one side, got 1,500 images"),
         ("--do_eval --do_train --validation_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in"),
+        ("--do_eval --train_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in .*unanswered.jsonl"),
         ("--do_eval", "Expected `--answer_vocabulary`, or a `--model_name_or_path` that was trained .* got None"),
         ("--do_eval --answer_vocabulary {data}/strange.txt", "Without `--do_train` there must be a trained model"),
     ],
