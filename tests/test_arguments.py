@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import pytest
 from transformers import SchedulerType
 
 from arguments import parse_arguments, to_recipe
+from configuration_interbert import InterBERTConfig
 from model_loading import ModelArguments
+from run_image_retrieval import ARGUMENT_CLASSES as RETRIEVAL
 from run_pretrain import DataArguments, ObjectiveArguments
 from training import OutputArguments, TrainingArguments
 
@@ -111,6 +114,27 @@ def test_chinese_recipes(name):
     assert sum(objectives.stage_epochs) == 20 and training.learning_rate == 1e-4
     if name == "chinese_masking_schedule":
         assert [objectives.text_mask_probability_of(epoch, 20) for epoch in (0, 19)] == [0.30, 0.15]
+
+
+def test_chinese_recipes_at_a_size_for_one_cpu():
+    folder = RECIPES / "flickr8k_chinese"
+    model, data, objectives, *_ = pretraining_arguments(folder / "pretrain.yaml")
+    config = InterBERTConfig()
+    config.update_from_string(model.config_overrides)
+    assert (config.hidden_size, config.num_hidden_layers, config.vision_hidden_dropout_prob) == (256, 1, 0)
+    assert [objectives.objectives_of(epoch) for epoch in (5, 6)] == ["mlm,mom,itm", "msm,mrm,itm"]
+    command = ["--recipe", str(folder / "retrieval.yaml"), "--do_train", "--model_name_or_path", "model"]
+    command += ["--dataset_name", "data", "--output_dir", "out"]
+    _, _, retrieval, training, _ = parse_arguments(RETRIEVAL, "Retrieve.", command)
+    assert (retrieval.negatives, retrieval.num_negatives, training.ema_decay) == ("images", 3, 0.9999)
+    for name in ("caption_column", "max_seq_length", "max_regions"):
+        assert getattr(retrieval, name) == getattr(data, name)
+    # Finetuned on images that were not pretrained on.
+    parts = [
+        datasets.ReadInstruction.from_spec(split).to_absolute({"train": 6000})[0]
+        for split in (data.train_split, retrieval.train_split)
+    ]
+    assert [(part.from_, part.to) for part in parts] == [(0, 4500), (4500, 6000)]
 
 
 def test_recipes_to_be_compared_differ_in_the_objectives_alone():
