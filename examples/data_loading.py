@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ def outlive_sigterm(worker: int):
     To be called in a worker. SIGTERM for all processes is for the training process, which needs its batches until it
     has written a checkpoint; a worker ends when its parent asks for it.
     """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def end_when_the_parent_asks():
@@ -27,6 +29,19 @@ def outlive_sigterm(worker: int):
         os._exit(0)
 
     threading.Thread(target=end_when_the_parent_asks, daemon=True).start()
+
+
+def check_held_out(train_ids: Iterable[Any], validation_ids: Iterable[Any], what: str):
+    """
+    Raises:
+        ValueError: something is evaluated on that was trained on.
+    """
+    shared = sorted(set(train_ids) & set(validation_ids))
+    if shared:
+        raise ValueError(
+            f"Evaluation needs {what} that are not trained on, got {len(shared):,} that are: {shared[:5]}. Choose "
+            "other splits."
+        )
 
 
 @dataclass

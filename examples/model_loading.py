@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from configuration_interbert import InterBERTConfig
@@ -113,6 +114,8 @@ def load_model(
             revision=args.model_revision,
             output_loading_info=True,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            # Whatever it was saved in: half precision is for `--mixed_precision`, as small steps would be lost in it.
+            dtype=torch.float32,
             **values,
         )
         if must_be_trained and info["missing_keys"]:

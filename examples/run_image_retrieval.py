@@ -43,8 +43,8 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
-from data_loading import Batch
-from finetuning import RegionDatasetArguments, TaskArguments, check_held_out, make_loader, train_and_evaluate
+from data_loading import Batch, check_held_out
+from finetuning import RegionDatasetArguments, TaskArguments, make_loader, train_and_evaluate
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForImageRetrieval
 from processing import CaptionedImages, InterBERTProcessor, RegionDataset

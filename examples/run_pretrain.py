@@ -13,7 +13,7 @@ vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_la
 
 The paper's two stages at base size, started from BERT, on several GPUs:
 
-    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_pretrain.py \\
+    accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml examples/run_pretrain.py \\
         --dataset_name org/my-regions --bert_name_or_path bert-base-uncased \\
         --objectives mlm,mom,itm msm,mrm,itm --stage_epochs 5 10 \\
         --per_device_train_batch_size 64 --group_by_length --learning_rate 1e-4 --num_warmup_steps 10000 \\
@@ -36,7 +36,7 @@ from accelerate.utils import send_to_device, set_seed
 from torch.utils.data import DataLoader, Subset
 
 from arguments import parse_arguments, to_recipe
-from data_loading import Batch, DatasetLoader, EpochLoader, StreamLoader
+from data_loading import Batch, DatasetLoader, EpochLoader, StreamLoader, check_held_out
 from model_loading import ModelArguments, learning_rate_scales, load_model
 from modeling_interbert import InterBERTForPreTraining
 from modeling_interbert.modeling_interbert import InterBERTForPreTrainingOutput
@@ -105,6 +105,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        if self.retrieval_eval_size < 0:
+            raise ValueError(f"`--retrieval_eval_size` must not be negative, got {self.retrieval_eval_size}.")
         if self.streaming and self.max_train_images is not None:
             raise ValueError("`--max_train_images` is for data that are not streamed.")
 
@@ -429,6 +431,8 @@ def main():
     if data_args.max_train_images is not None:
         first = range(min(data_args.max_train_images, len(train_regions)))
         train_regions = RegionDataset(train_regions.dataset.select(first))
+    if not data_args.streaming:
+        check_held_out(train_regions.image_ids, validation_regions.image_ids, "images")
 
     if any(objective_args.hard_negative_share) and data_args.hard_negative_column not in train_regions.column_names:
         raise ValueError(
@@ -559,6 +563,7 @@ def main():
                 processor,
                 [validation_regions.captions(i, data_args.caption_column)[0] for i in retrieved],
                 [validation_regions[i] for i in retrieved],
+                batch_size=training_args.per_device_eval_batch_size,
                 max_length=data_args.max_seq_length,
                 max_regions=data_args.max_regions,
             )
@@ -578,6 +583,7 @@ def main():
         end_epoch,
         settings=flat_config(*arguments),
         recipe=to_recipe(model_args, data_args, objective_args, training_args),
+        fixed_arguments=("train_split", "caption_column"),
         learning_rate_scales=learning_rate_scales(model, model_args),
     )
     run.train()

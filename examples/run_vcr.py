@@ -25,8 +25,8 @@ pooler_size=64 --num_train_epochs 2 --output_dir outputs/tiny_vcr_$task
 
 The paper's run, here of the answers; `vcr_rationale.yaml` is for the rationales:
 
-    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_vcr.py --do_train --do_eval \\
-        --recipe examples/recipes/vcr_answer.yaml --model_name_or_path org/interbert-base \\
+    accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml examples/run_vcr.py \\
+        --do_train --do_eval --recipe examples/recipes/vcr_answer.yaml --model_name_or_path org/interbert-base \\
         --dataset_name org/vcr-regions --annotated_dataset_name org/vcr-annotated-boxes \\
         --train_annotations vcr1annots/train.jsonl --validation_annotations vcr1annots/val.jsonl \\
         --output_dir interbert-base-vcr-answer
@@ -50,12 +50,11 @@ from accelerate.utils import set_seed
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
-from data_loading import Batch
+from data_loading import Batch, check_held_out
 from files import write_json_lines
 from finetuning import (
     RegionDatasetArguments,
     TaskArguments,
-    check_held_out,
     load_metric,
     make_loader,
     predict,

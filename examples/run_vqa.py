@@ -18,8 +18,9 @@ The trained model alone, on other questions:
 
 The paper's run on VQA 2.0, whose questions are in files of their own:
 
-    accelerate launch --multi_gpu --mixed_precision bf16 examples/run_vqa.py --do_train --do_eval --do_predict \\
-        --recipe examples/recipes/vqa2.yaml --model_name_or_path org/interbert-base --dataset_name org/coco-regions \\
+    accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml examples/run_vqa.py \\
+        --do_train --do_eval --do_predict --recipe examples/recipes/vqa2.yaml \\
+        --model_name_or_path org/interbert-base --dataset_name org/coco-regions \\
         --train_questions v2_OpenEnded_mscoco_train2014_questions.json \\
         --train_annotations v2_mscoco_train2014_annotations.json \\
         --validation_questions v2_OpenEnded_mscoco_val2014_questions.json \\
@@ -60,12 +61,11 @@ from accelerate.utils import set_seed
 
 from arguments import parse_arguments
 from configuration_interbert import InterBERTConfig
-from data_loading import Batch
+from data_loading import Batch, check_held_out
 from files import write_json_lines
 from finetuning import (
     RegionDatasetArguments,
     TaskArguments,
-    check_held_out,
     load_metric,
     make_loader,
     predict,

@@ -43,9 +43,9 @@ from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 
 from arguments import parse_arguments, to_recipe
-from data_loading import Batch
+from data_loading import Batch, check_held_out
 from files import write_json, write_text
-from finetuning import TaskArguments, check_held_out, make_loader, measure_at_end_of_epochs, predict
+from finetuning import TaskArguments, make_loader, measure_at_end_of_epochs, predict
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_operators import box_iou
 from publishing import upload_model
@@ -277,7 +277,7 @@ def build_detector(
     if args.model_name_or_path is None:
         return FasterRCNNForRegionFeatures(config), image_processor
     detector, info = FasterRCNNForRegionFeatures.from_pretrained(
-        **source, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        **source, config=config, ignore_mismatched_sizes=True, output_loading_info=True, dtype=torch.float32
     )
     new = sorted({name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"]))
     if new:
@@ -440,6 +440,7 @@ def main():
             end_epoch=measure_at_end_of_epochs(task_args, evaluate),
             settings=flat_config(*arguments),
             recipe=to_recipe(*arguments[:-1]),
+            fixed_arguments=("train_split",),
         )
         run.train()
         publish_detector(run, args)

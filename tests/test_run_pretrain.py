@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from accelerate import Accelerator
 from hub_server import needs_hub, start_hub
 from killing import assert_same_weights, killed_at
+from model_fixtures import task_model, tiny_processor
 from safetensors.torch import load_file
 from test_hub import HUB_FILES
 from transformers import BertConfig, BertModel
@@ -20,7 +22,7 @@ from transformers import BertConfig, BertModel
 import run_pretrain
 from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
-from model_loading import ModelArguments
+from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForPreTraining
 from processing import (
     InterBERTProcessor,
@@ -391,6 +393,38 @@ def test_chinese_recipes_read_what_the_dataset_builder_writes():
 def test_bad_model_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         ModelArguments(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_checkpoints_of_half_precision_are_trained_in_full(tmp_path, dtype):
+    """A step of a small learning rate, or of a moving average, would change nothing in so few digits."""
+    saved = task_model(InterBERTForPreTraining).to(dtype)
+    saved.save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    model, _ = load_model(InterBERTForPreTraining, ModelArguments(model_name_or_path=str(tmp_path)), [])
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, saved.get_parameter(name).float())
+    model.save_pretrained(tmp_path / "again")
+    assert {value.dtype for value in load_file(tmp_path / "again" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--validation_split", "train[:3]"], "needs images that are not trained on, got 3 that are: .*train-000000"),
+        (["--retrieval_eval_size", "-1"], "`--retrieval_eval_size` must not be negative, got -1"),
+    ],
+)
+def test_bad_data_arguments(scenes, tmp_path, monkeypatch, capsys, arguments, message):
+    command = ["run_pretrain.py", "--dataset_name", str(scenes), "--output_dir", str(tmp_path / "out"), *arguments]
+    command += ["--tokenizer_name", str(scenes / "tokenizer"), "--config_overrides", TINY]
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises((ValueError, SystemExit)) as error:
+        run_pretrain.main()
+    assert re.search(message, f"{error.value} {capsys.readouterr().err}")
+    assert not (tmp_path / "out").exists()
 
 
 def test_recall_counts_the_rank_of_the_right_one():
