@@ -31,6 +31,10 @@ class CheckpointFolder:
     def folder(self, step: int) -> Path:
         return self.path / f"checkpoint-{step}"
 
+    def has(self, checkpoint: Path) -> bool:
+        """Whether a folder is one of these, however its path is written."""
+        return checkpoint.resolve().parent == self.path.resolve()
+
     def checkpoints(self) -> list[Path]:
         """All, the newest first."""
         complete = [path for path in self.path.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
@@ -86,8 +90,12 @@ class CheckpointFolder:
 
     def newest_valid(self) -> Path | None:
         """The newest checkpoint without damage; those before it are named in a warning."""
-        # One that was complete but for its name is as good.
-        nameless = [path.parent for path in self.path.glob(f"checkpoint-*.unfinished/{MANIFEST}")]
+        # Those that were complete but for their name are as good; of one step, the newer ones come first.
+        nameless = [
+            path.parent
+            for suffix in ("unfinished", "replaced")
+            for path in self.path.glob(f"checkpoint-*.{suffix}/{MANIFEST}")
+        ]
         for folder in sorted([*self.checkpoints(), *nameless], key=_step, reverse=True):
             damage = find_damage(folder)
             if damage is None:

@@ -60,6 +60,14 @@ FIXED_ARGUMENTS = (
     "num_processes",
     "batches_per_epoch",
 )
+# They take arguments that there are not.
+SCHEDULES_WITH_ARGUMENTS = (
+    "reduce_lr_on_plateau",
+    "greedy",
+    "warmup_stable_decay",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+)
 # These change nothing of what is learned.
 FREE_ARGUMENTS = (
     "do_eval",
@@ -155,9 +163,13 @@ class TrainingArguments:
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy", "warmup_stable_decay", "cosine_with_min_lr"):
+        if self.lr_scheduler_type in SCHEDULES_WITH_ARGUMENTS:
+            name = SchedulerType(self.lr_scheduler_type).value
+            raise ValueError(f"`--lr_scheduler_type` {name} needs arguments that there are not.")
+        if self.lr_scheduler_type == SchedulerType.CONSTANT and self.num_warmup_steps:
             raise ValueError(
-                f"`--lr_scheduler_type` {self.lr_scheduler_type.value} needs arguments that there are not."
+                f"`--num_warmup_steps` {self.num_warmup_steps} needs another `--lr_scheduler_type` than constant, such "
+                "as constant_with_warmup."
             )
         if self.num_warmup_steps < 0:
             raise ValueError(f"`--num_warmup_steps` must not be negative, got {self.num_warmup_steps}.")
@@ -168,6 +180,8 @@ class TrainingArguments:
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`--ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        if self.ema_decay == 0:
+            self.ema_decay = None  # so that the command line can take back what a recipe gives
         if not self.max_grad_norm > 0:
             raise ValueError(f"`--max_grad_norm` must be positive, got {self.max_grad_norm}.")
 
@@ -274,14 +288,17 @@ class OutputArguments:
             ValueError: the output folder holds a trained model or checkpoints, and neither is the run to go on nor are
                 they to be overwritten.
         """
-        if self.overwrite_output_dir or self.resume_from_checkpoint is not None:
+        checkpoints = CheckpointFolder(Path(self.output_dir))
+        if self.overwrite_output_dir or self.resume_from_checkpoint == "latest":
+            return
+        if self.resume_from_checkpoint is not None and checkpoints.has(Path(self.resume_from_checkpoint)):
             return
         if (Path(self.output_dir) / "config.json").exists():
             raise ValueError(
                 f"`--output_dir` {self.output_dir} already holds a model: choose another folder or give "
                 "`--overwrite_output_dir`."
             )
-        if CheckpointFolder(Path(self.output_dir)).checkpoints():
+        if checkpoints.checkpoints():
             raise ValueError(
                 f"`--output_dir` {self.output_dir} holds checkpoints of a run: go on with `--resume_from_checkpoint "
                 "latest`, choose another folder, or give `--overwrite_output_dir`."
@@ -559,8 +576,8 @@ class TrainingRun:
             self.save_checkpoint(is_pushed=False)
         self._stop_clock()
         result = {f"train_{name}": value for name, value in means_of(self.epoch_totals).items()}
-        self.epoch_totals.clear()
         result |= self._evaluate(epoch)
+        self.epoch_totals.clear()
         self.results.append({"epoch": epoch + 1, "step": self.step} | result)
         if self.accelerator.is_main_process:
             write_json(self.output_dir / "all_results.json", self.results)
@@ -570,6 +587,8 @@ class TrainingRun:
         if self.loader.batch == len(self.loader):  # else the run ends here, and may go on another time
             self.loader.begin_epoch(epoch + 1)
         self._start_clock()
+        if self._any_process(self._is_terminated):
+            self._save_and_exit()
         if ends_with_checkpoint:
             self.save_checkpoint()
 
@@ -692,7 +711,9 @@ class TrainingRun:
 
     def _stop_clock(self):
         """Adds the time since its start to what is shown: evaluations and checkpoints do not count."""
-        add_totals(self.shown_totals, {"seconds": (time.perf_counter() - self._clock, 0)})
+        if self._clock is not None:
+            add_totals(self.shown_totals, {"seconds": (time.perf_counter() - self._clock, 0)})
+        self._clock = None
 
     def collect(self):
         """Gathers what the steps since the last call counted, after a look at their losses."""
@@ -894,8 +915,8 @@ class TrainingRun:
         self.loader.load_state_dict(position)
         self.shown_totals, self.epoch_totals = run["shown_totals"], run["epoch_totals"]
         self.step, self.run_id, self.results = run["step"], run["run_id"], run["results"]
-        if self.accelerator.is_main_process and folder.parent == self.output_dir:
-            self.checkpoints.remove_after(self.step)
+        if self.accelerator.is_main_process:
+            self.checkpoints.remove_after(self.step if self.checkpoints.has(folder) else -1)
         logger.info(f"Going on from {folder}, after step {self.step}.")
 
     def _choose_checkpoint(self) -> tuple[Path | None, str | None]:

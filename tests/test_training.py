@@ -493,19 +493,29 @@ def test_an_evaluation_that_is_killed_costs_no_training(tmp_path):
         assert torch.equal(parameter, value)
 
 
-def test_sigterm_between_two_evaluations_ends_the_run(tmp_path):
-    """Of the weights, and of their averages."""
+@pytest.mark.parametrize("num_evaluations", [1, 2, 3, 4])
+def test_sigterm_in_an_evaluation_ends_the_run_behind_it(tmp_path, num_evaluations):
+    """Of the weights, and of their averages. What was measured of the training before it is not lost."""
     evaluated = []
 
     def end_epoch(epoch, model, is_last):
         evaluated.append(epoch)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if len(evaluated) == num_evaluations:
+            os.kill(os.getpid(), signal.SIGTERM)
         return measured(model)
 
+    def train(folder, **more):
+        return make_run(tmp_path / folder, num_train_epochs=2, ema_decay=0.9, end_epoch=end_epoch, **more).train()
+
     with pytest.raises(SystemExit) as exit_info:
-        make_run(tmp_path, num_train_epochs=2, ema_decay=0.9, end_epoch=end_epoch).train()
-    assert exit_info.value.code == TERMINATED and evaluated == [0]
-    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-2"]
+        train("terminated")
+    assert exit_info.value.code == TERMINATED and len(evaluated) == num_evaluations
+    checkpoint = CheckpointFolder(tmp_path / "terminated").newest_valid()
+    assert checkpoint.name == ("checkpoint-2" if num_evaluations < 3 else "checkpoint-4")
+    results = train("terminated", resume_from_checkpoint="latest")
+    # An evaluation is repeated where the other one of its epoch was still to come.
+    assert len(evaluated) == 4 + num_evaluations % 2
+    assert results == [pytest.approx(result) for result in train("undisturbed")]
 
 
 def test_the_newest_checkpoints_are_kept(tmp_path):
@@ -545,6 +555,18 @@ def test_a_run_is_not_mixed_with_the_checkpoints_of_another(tmp_path):
     make_run(tmp_path, num_train_epochs=2, resume_from_checkpoint=first, checkpointing_steps="3").train()
     names = ["checkpoint-3", "checkpoint-2"]
     assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == names
+    # However the path is written,
+    first = str(tmp_path / "checkpoint-2" / ".." / "checkpoint-2")
+    OutputArguments(output_dir=str(tmp_path), resume_from_checkpoint=first).check_output_dir()
+    make_run(tmp_path, num_train_epochs=2, resume_from_checkpoint=first).train()
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-2"]
+    # and a run that begins with the checkpoint of another has none of a third.
+    make_run(tmp_path / "third", num_train_epochs=1, checkpointing_steps="1").train()
+    args = OutputArguments(output_dir=str(tmp_path / "third"), resume_from_checkpoint=first)
+    with pytest.raises(ValueError, match="holds checkpoints of a run"):
+        args.check_output_dir()
+    make_run(tmp_path / "third", num_train_epochs=2, resume_from_checkpoint=first, checkpointing_steps="4").train()
+    assert [path.name for path in CheckpointFolder(tmp_path / "third").checkpoints()] == ["checkpoint-4"]
 
 
 def test_a_checkpoint_that_takes_the_place_of_another_is_never_missing(tmp_path, monkeypatch):
@@ -554,7 +576,7 @@ def test_a_checkpoint_that_takes_the_place_of_another_is_never_missing(tmp_path,
 
     def die(path, target):
         renamed.append(path)
-        if len(renamed) == 2:
+        if len(renamed) >= 2:
             raise KeyboardInterrupt
         return rename(path, target)
 
@@ -563,29 +585,26 @@ def test_a_checkpoint_that_takes_the_place_of_another_is_never_missing(tmp_path,
         checkpoints.save(accelerator, 4, lambda folder: (folder / "second").touch())
     monkeypatch.undo()
     assert (checkpoints.newest_valid() / "second").exists()
+    # Nor is it where the next one is killed while it is written.
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(accelerator, 4, lambda folder: die(folder, folder))
+    assert (checkpoints.newest_valid() / "first").exists()
     checkpoints.save(accelerator, 4, lambda folder: (folder / "third").touch())
     assert (checkpoints.newest_valid() / "third").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
-@pytest.mark.parametrize("is_in_evaluation", [False, True])
-def test_sigterm_before_an_evaluation_saves_what_was_trained(tmp_path, is_in_evaluation):
-    def end_epoch(epoch, model, is_last):
-        if is_in_evaluation and epoch == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return {}
-
+def test_sigterm_before_an_evaluation_saves_what_was_trained(tmp_path):
     def compute_losses(model, inputs):
-        if run.step == 1 and not is_in_evaluation:
+        if run.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)  # in the last step of the first epoch
         return squared_error(model, inputs)
 
-    run = make_run(tmp_path, num_train_epochs=3, end_epoch=end_epoch)
+    run = make_run(tmp_path, num_train_epochs=3)
     run.compute_losses = compute_losses
     with pytest.raises(SystemExit):
         run.train()
-    (checkpoint,) = CheckpointFolder(tmp_path).checkpoints()
-    assert checkpoint.name == ("checkpoint-3" if is_in_evaluation else "checkpoint-2")
+    assert [path.name for path in CheckpointFolder(tmp_path).checkpoints()] == ["checkpoint-2"]
     results = make_run(tmp_path, num_train_epochs=3, resume_from_checkpoint="latest").train()
     assert [(result["epoch"], result["step"]) for result in results] == [(1, 2), (2, 4), (3, 6)]
 
@@ -657,6 +676,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps, checkpoi
         ({"max_grad_norm": 0.0}, "`--max_grad_norm` must be positive, got 0.0"),
         ({"num_warmup_steps": -1}, "`--num_warmup_steps` must not be negative, got -1"),
         ({"lr_decay_epochs": [2]}, "goes with `--lr_scheduler_type constant_with_warmup`, got linear"),
+        ({"lr_scheduler_type": "constant", "num_warmup_steps": 5}, "another `--lr_scheduler_type` than constant"),
+        ({"lr_scheduler_type": "cosine_warmup_with_min_lr"}, "cosine_warmup_with_min_lr needs arguments that there"),
         ({"ema_decay": 1.0}, "`--ema_decay` must be at least 0 and below 1, got 1.0"),
         ({"gradient_accumulation_steps": 0}, "`--gradient_accumulation_steps` must be at least 1, got 0"),
     ],
@@ -664,6 +685,10 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path, logging_steps, checkpoi
 def test_bad_training_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         TrainingArguments(**arguments)
+
+
+def test_no_average_in_the_place_of_a_recipe_s(tmp_path):
+    assert make_run(tmp_path, ema_decay=0.0).averaged is None
 
 
 @pytest.mark.parametrize(
