@@ -26,13 +26,14 @@ from typing import Any
 import gradio as gr
 import torch
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from arguments import parse_arguments
+from image_index import update_index
 from modeling_interbert import InterBERTForPreTraining, InterBERTForVQA, InterBERTRetriever
-from pictures import UNREADABLE, Pictures
+from pictures import UNREADABLE, Pictures, upright
 from processing import InterBERTProcessor, VisualQuestionAnsweringPipeline, load_region_dataset
 from region_drawing import set_fonts
 from visualize_attention import draw_interaction
@@ -138,7 +139,7 @@ class Demo:
         self.own_pictures: dict[str, OwnPicture] = {}  # the latest one last
         self.model.to(self.device)
         self.retriever = InterBERTRetriever(self.model, self.processor, folder=args.index_dir, progress_bar=tqdm)
-        self.retriever.index(self.regions)
+        update_index(self.retriever, self.regions, f"`--dataset_name` {args.dataset_name}, `--split` {args.split}")
         self.answerer = None
         if args.vqa_model_name_or_path is not None:
             self.answerer = VisualQuestionAnsweringPipeline(
@@ -163,7 +164,7 @@ class Demo:
         """Finds the regions of a picture. Returns the image id that it has from now on."""
         try:
             with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+                picture = upright(file)
         except UNREADABLE:
             raise ValueError(f"{Path(path).name} is no picture that can be read.") from None
         image_id = f"yours-{hashlib.sha256(str(picture.size).encode() + picture.tobytes()).hexdigest()[:12]}"

@@ -61,9 +61,25 @@ def launcher_words(text: str) -> list[str]:
     return words
 
 
+class DistinctValues(argparse.Action):
+    """Ends the program where a value is given twice: its run would count as two."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(set(values)) < len(values):
+            parser.error(f"{option_string}: expected different values, got {' '.join(map(str, values))}")
+        setattr(namespace, self.dest, values)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser, script: str, seeds: Sequence[int] = (1, 2, 3)):
     """Adds where the runs are, with which seeds, what starts them, and what they share."""
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds), help="Every run is made with each.")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        action=DistinctValues,
+        default=list(seeds),
+        help="Every run is made with each.",
+    )
     parser.add_argument(
         "--launcher",
         type=launcher_words,

@@ -35,7 +35,7 @@ import pyarrow as pa
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
-from files import write_json
+from files import file_digest, write_json
 from processing.region_formats import WRITERS
 from processing.tasks import canonical_image_id, read_captions, read_questions
 from processing.tasks.files import numbered_lines, read_json
@@ -45,7 +45,6 @@ from region_conversion import (
     Counts,
     DatasetFolder,
     Shard,
-    file_digest,
     type_name,
     write_file,
     write_shards,

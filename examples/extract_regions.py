@@ -48,11 +48,11 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from huggingface_hub import hf_hub_download
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import CONFIG_NAME
 
 from convert_regions import Plan, add_output_arguments, check_output_args, check_positive, run
-from pictures import UNREADABLE, encode_thumbnail
+from pictures import UNREADABLE, encode_thumbnail, upright
 from processing.region_extractors import RegionExtractor, load_region_extractor
 from processing.region_formats import RegionFormatError
 from processing.streaming import find_parquet_files, open_parquet, read_row_groups
@@ -119,7 +119,8 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     add_output_arguments(output)
     parser.set_defaults(to="parquet")
     args = parser.parse_args()
-    args.rows_per_shard = args.rows_per_shard or ROWS_PER_SHARD
+    if args.rows_per_shard is None:
+        args.rows_per_shard = ROWS_PER_SHARD
     try:
         check_output_args(args)
         check_positive(args, "batch_size", "max_regions", "thumbnails")
@@ -272,7 +273,7 @@ class PictureSource:
                 raise ValueError("no picture")
             file = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
         with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB"), kept
+            return upright(image), kept
 
 
 def _reason(error: Exception) -> str:

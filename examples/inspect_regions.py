@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tqdm.auto import tqdm
 
-from pictures import open_picture
+from pictures import open_picture, upright
 from processing.region_formats import check_record
 from processing.tasks import canonical_image_id
 from region_conversion import region_scores
@@ -295,7 +295,7 @@ def picture_of(record: Mapping[str, Any], image_dir: str | None) -> Image.Image:
         return open_picture(image_dir, record["image_id"])
     image = record.get("image")
     if isinstance(image, dict) and image.get("bytes"):
-        return Image.open(io.BytesIO(image["bytes"])).convert("RGB")
+        return upright(Image.open(io.BytesIO(image["bytes"])))
     if record["width"] == record["height"] == 1:
         return Image.new("RGB", (CANVAS_SIZE, CANVAS_SIZE), CANVAS)
     return Image.new("RGB", (record["width"], record["height"]), CANVAS)

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 import datasets
-from PIL import Image
+from PIL import Image, ImageOps
 
 from processing import RegionDataset
 
@@ -26,7 +26,12 @@ def open_picture(image_dir: str, image_id: str) -> Image.Image:
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise ValueError(f"`--image_dir` must hold a picture named {image_id} or {image_id}.*, got {image_dir}.")
-    return Image.open(paths[0]).convert("RGB")
+    return upright(Image.open(paths[0]))
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """In RGB, turned as its EXIF data says: so are the pictures that boxes are of."""
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def encode_thumbnail(picture: Image.Image, size: int) -> bytes:

@@ -21,6 +21,7 @@ from model_loading import ModelArguments
 from pictures import UNREADABLE, Pictures
 from processing import RegionDataset
 from processing.region_extractors import detector_settings
+from processing.tasks import canonical_image_id
 
 if TYPE_CHECKING:
     from training import OutputArguments, TrainingRun
@@ -120,9 +121,10 @@ def _pictured(widget: WidgetInputs) -> Iterator[tuple[Image.Image, dict[str, Any
     pictures = Pictures(widget.regions)
     if not pictures.are_at_hand:
         return
-    rows = {image_id: row for row, image_id in enumerate(widget.regions.image_ids)}
+    # Questions name images in this form.
+    rows = {canonical_image_id(image_id): row for row, image_id in enumerate(widget.regions.image_ids)}
     for inputs in widget.inputs:
-        row = rows[inputs["image"]]
+        row = rows[canonical_image_id(inputs["image"])]
         record = widget.regions[row]
         try:
             picture = pictures.open(row)

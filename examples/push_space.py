@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, SpaceCard
 
 EXAMPLES = Path(__file__).resolve().parent
 # app.py, and what it imports.
-SCRIPTS = ("app.py", "arguments.py", "pictures.py", "region_drawing.py", "visualize_attention.py")
+SCRIPTS = ("app.py", "arguments.py", "image_index.py", "pictures.py", "region_drawing.py", "visualize_attention.py")
 PACKAGES = ("configuration_interbert", "modeling_interbert", "processing")
 
 

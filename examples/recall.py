@@ -49,6 +49,7 @@ from transformers.hf_argparser import HfArg
 
 from arguments import parse_arguments
 from files import write_json_lines, write_text
+from image_index import update_index
 from model_loading import ModelArguments, load_model
 from modeling_interbert import ImageMatch, InterBERTForImageRetrieval, InterBERTRetriever
 from pictures import UNREADABLE, Pictures, encode_thumbnail
@@ -299,19 +300,12 @@ def main():
     )
 
     start = time.perf_counter()
-    gone = set(retriever.image_ids).difference(regions.image_ids)
-    if 0 < len(gone) == len(retriever):
-        raise ValueError(
-            f"The index in {index_dir} is of {len(gone):,} other images than those of `--dataset_name` "
-            f"{args.dataset_name}, `--split` {args.split}: give another `--index_dir`, or remove this one."
-        )
-    if gone:
-        retriever.remove(gone)
-    report = retriever.index(regions)
+    source = f"`--dataset_name` {args.dataset_name}, `--split` {args.split}"
+    report, num_removed = update_index(retriever, regions, source)
     accelerator.print(
         f"{len(retriever):,} images in the index after {time.perf_counter() - start:.1f} s: {report.num_added:,} new, "
-        f"{report.num_replaced:,} with other regions, {report.num_unchanged:,} as before; {len(gone):,} removed; left "
-        f"out for lack of regions: {report.num_without_regions:,}; {accelerator.num_processes} process(es)."
+        f"{report.num_replaced:,} with other regions, {report.num_unchanged:,} as before; {num_removed:,} removed; "
+        f"left out for lack of regions: {report.num_without_regions:,}; {accelerator.num_processes} process(es)."
     )
     start = time.perf_counter()
     matches = retriever.recall(topics, args.threshold, args.top_k)

@@ -1,7 +1,6 @@
 """The work of convert_regions.py: from records of a source to shards of a region dataset, or to one file."""
 
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from files import write_json
+from files import file_digest, write_json
 from processing.region_formats import WRITERS, RegionFormatError, RegionWriter, check_record, create_regions
 from region_sources import RegionSource
 
@@ -371,15 +370,6 @@ class Shard:
         counts.num_bytes, counts.sha256 = self.work_path.stat().st_size, file_digest(self.work_path)
         write_json(self.counts_path, asdict(counts))
         return counts
-
-
-def file_digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_shards(

@@ -14,11 +14,13 @@ A tiny model on generated sentences, on a CPU, and the trained model alone:
 
 The paper's recipe from a pretrained checkpoint, with GLUE from the Hub, and a plain BERT with the same recipe:
 
-    accelerate launch --mixed_precision bf16 examples/run_glue.py --do_train --do_eval --do_predict \\
-        --recipe examples/recipes/glue.yaml --task_name sst2 --dataset_name nyu-mll/glue \\
+    accelerate launch --num_processes 1 --mixed_precision bf16 examples/run_glue.py \\
+        --recipe examples/recipes/glue.yaml --do_train --do_eval --do_predict \\
+        --task_name sst2 --dataset_name nyu-mll/glue \\
         --model_name_or_path org/interbert-base --output_dir interbert-base-sst2
-    accelerate launch --mixed_precision bf16 examples/run_glue.py --do_train --do_eval --do_predict \\
-        --recipe examples/recipes/glue.yaml --task_name sst2 --dataset_name nyu-mll/glue \\
+    accelerate launch --num_processes 1 --mixed_precision bf16 examples/run_glue.py \\
+        --recipe examples/recipes/glue.yaml --do_train --do_eval --do_predict \\
+        --task_name sst2 --dataset_name nyu-mll/glue \\
         --architecture bert --bert_name_or_path bert-base-uncased --output_dir bert-base-sst2
 
 The paper's single-stream variant is an InterBERT without layers in its streams, `--config_overrides
@@ -124,6 +126,10 @@ class GLUEArguments:
     def __post_init__(self):
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either `--data_dir` or `--dataset_name`.")
+        if self.data_dir is not None:
+            for name in ("dataset_config_name", "train_split", "validation_split", "test_split"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"`--{name}` is for `--dataset_name`; `--data_dir` has a file for each split.")
         if self.validation_fraction is not None and not 0 < self.validation_fraction < 1:
             raise ValueError(f"`--validation_fraction` must be between 0 and 1, got {self.validation_fraction}.")
         if self.max_seq_length < 1:
@@ -182,6 +188,8 @@ def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list
     """
     source = args.data_dir or args.dataset_name
     is_held_out = args.validation_fraction is not None
+    if task_args.do_train and task_args.do_eval and not is_held_out and args.train_split == args.validation_split:
+        raise ValueError(f"Evaluation needs another split than that of the training, got {args.train_split} for both.")
     validation, train = None if is_held_out else load_split(args, "validation"), None
     if task_args.do_train or (task_args.do_eval and is_held_out):
         train = load_split(args, "train")
@@ -241,12 +249,12 @@ def label_values(task: GLUETask) -> dict[str, Any]:
     }
 
 
-def check_trained_for(name_or_path: str, task_name: str):
+def check_trained_for(name_or_path: str, revision: str | None, task_name: str):
     """
     Raises:
         ValueError: the checkpoint is not that of a model with the labels of the task.
     """
-    label2id = PreTrainedConfig.get_config_dict(name_or_path)[0].get("label2id")
+    label2id = PreTrainedConfig.get_config_dict(name_or_path, revision=revision)[0].get("label2id")
     expected = label_values(GLUE_TASKS[task_name])["label2id"]
     if label2id != expected:
         raise ValueError(
@@ -296,7 +304,7 @@ def build_model(
     is_bert = args.architecture == "bert"
     name_or_path = model_args.bert_name_or_path if is_bert else model_args.model_name_or_path
     if must_be_trained and name_or_path is not None:
-        check_trained_for(name_or_path, args.task_name)
+        check_trained_for(name_or_path, model_args.model_revision, args.task_name)
     values = label_values(args.task)
     if not is_bert:
         model, processor = load_model(

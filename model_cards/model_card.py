@@ -32,7 +32,7 @@ METRICS = {
 
 
 # Arguments of the training scripts by which less than the whole split is evaluated.
-LIMITS = ("max_eval_samples", "retrieval_eval_size", "validation_fraction")
+LIMITS = ("max_eval_samples", "retrieval_eval_size", "validation_fraction", "captions_per_image", "queries")
 
 
 @dataclass(frozen=True)

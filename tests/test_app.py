@@ -106,6 +106,16 @@ def test_search_gives_what_matches(demo, folder):
     assert [score for _, score in found] == pytest.approx([scores[name] for name, _ in found], abs=1e-6)
 
 
+def test_an_index_that_is_kept_follows_the_split(folder, tmp_path):
+    options = {"index_dir": str(tmp_path / "index")}
+    assert len(Demo(make_arguments(folder, split="test", **options)).retriever) == 12
+    first = Demo(make_arguments(folder, split="test[:5]", **options))
+    matches, count = first.search("a circle", 0.0, 12)
+    assert count == 5 and all(image_id in first.rows for image_id, _ in matches)
+    with pytest.raises(ValueError, match=r"index of 5 images, of which .* `--split` validation has none"):
+        Demo(make_arguments(folder, split="validation", **options))
+
+
 def test_answers_are_those_of_the_model(demo, folder, image_id):
     answers = demo.answer(image_id, "what colour is the circle")
     _, outputs = run_model(folder, InterBERTForVQA, "vqa_model", "what colour is the circle", demo.regions[3])

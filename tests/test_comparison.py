@@ -119,6 +119,14 @@ def test_runs_are_started_by_a_launcher(tmp_path, commands, monkeypatch):
         compare_pretraining.main()
 
 
+def test_one_run_is_not_taken_for_two(tmp_path, monkeypatch, capsys):
+    command = ["compare_pretraining.py", "--recipes", "a.yaml", "--seeds", "1", "2", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        compare_pretraining.main()
+    assert "--seeds: expected different values, got 1 2 1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "launcher, message",
     [("", "expected a command such as 'accelerate launch --multi_gpu', got ''"), ("a 'b", "No closing quotation")],

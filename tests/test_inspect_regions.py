@@ -11,6 +11,7 @@ from PIL import Image
 import inspect_regions
 from generate_scenes import CLASS_NAMES, REGION_FEATURE_SIZE, write_scenes
 from inspect_regions import draw_regions, format_bars, format_histogram, region_table
+from pictures import open_picture
 from processing.region_formats import create_regions
 from visualize_attention import CANVAS
 
@@ -215,6 +216,15 @@ def test_draw_on_a_photograph(source, tmp_path, inspect, refuse):
     picture = Image.open(tmp_path / "b.png").convert("RGB")
     assert picture.getpixel((900, 600)) == (0, 0, 255)
     assert picture.getpixel((150, 450)) != (0, 0, 255)
+    # A camera that was held upright says so beside the pixels.
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = Image.new("RGB", (25, 50), (0, 0, 255))
+    turned.paste((255, 0, 0), (0, 0, 25, 25))
+    turned.save(tmp_path / "photographs" / "turned.png", exif=exif)
+    upright = open_picture(str(tmp_path / "photographs"), "turned")
+    assert upright.size == (50, 25)
+    assert (upright.getpixel((10, 12)), upright.getpixel((40, 12))) == ((0, 0, 255), (255, 0, 0))
     second = (source, "--draw", "second", "--image_dir", tmp_path / "photographs")
     assert "must hold a picture named second" in refuse(*second)
     (tmp_path / "photographs" / "second.jpg").write_text("no picture")

@@ -21,7 +21,7 @@ from model_cards import CHECKPOINTS, TrainedCard
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
 from pictures import Pictures
 from processing import InterBERTProcessor, load_region_dataset
-from publishing import WidgetInputs, match_inputs, run_widget
+from publishing import WidgetInputs, _pictured, match_inputs, run_widget
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = (
@@ -267,6 +267,16 @@ def test_without_pictures_there_is_no_widget(scenes, tmp_path):
     model = task_model(InterBERTForImageRetrieval)
     assert run_widget(model, tiny_processor(), WidgetInputs(regions, inputs), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_questions_name_images_in_their_own_way(scenes):
+    regions = load_region_dataset(scenes, "validation")
+    rows = regions.dataset.remove_columns("image_id")
+    ids = [f"COCO_val2014_{number:012d}.jpg" for number in range(len(rows))]
+    widget = WidgetInputs(type(regions)(rows.add_column("image_id", ids)), [{"image": "1", "question": "what?"}])
+    ((picture, inputs),) = _pictured(widget)
+    assert inputs["image"]["image_id"] == ids[1] and inputs["question"] == "what?"
+    assert picture.tobytes() == Pictures(regions).open(1).tobytes()
 
 
 def test_pictures_that_cannot_be_read_are_passed_over(scenes, tmp_path, monkeypatch):

@@ -233,6 +233,10 @@ def test_errors_of_the_data(glue, tmp_path):
             "`--validation_fraction` must be between 0 and 1, got 1.5.",
         ),
         (("--task_name", "rte", "--data_dir", "d", "--max_seq_length", "0"), "`--max_seq_length` must be at least 1"),
+        (
+            ("--task_name", "rte", "--data_dir", "d", "--validation_split", "test"),
+            "`--validation_split` is for `--dataset_name`; `--data_dir` has a file for each split.",
+        ),
     ],
 )
 def test_errors_of_arguments(arguments, message, capsys):
@@ -252,6 +256,12 @@ def test_errors_of_arguments(arguments, message, capsys):
 def test_errors_of_models(glue, tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         run(glue, "rte", tmp_path, "--bert_name_or_path", str(glue / "bert"), *arguments)
+
+
+def test_sentences_that_are_trained_on_are_not_evaluated():
+    args = GLUEArguments("rte", dataset_name="org/glue", validation_split="train")
+    with pytest.raises(ValueError, match="another split than that of the training, got train for both"):
+        load_splits(TaskArguments(do_train=True, do_eval=True), args)
 
 
 def test_a_model_of_another_task_or_architecture_is_refused(glue, bert_on_rte, tmp_path):
