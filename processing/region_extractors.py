@@ -196,7 +196,7 @@ class BackboneFeatures:
 
     Args:
         backbone: As [`AutoBackbone`] loads it, in evaluation mode.
-        image_processor: That of the backbone. It is told to resize pictures as a whole, and to cut nothing off.
+        image_processor: That of the backbone. Pictures are resized for it as a whole, and it cuts nothing off.
     """
 
     def __init__(self, backbone: PreTrainedModel, image_processor: BaseImageProcessor):
@@ -219,9 +219,9 @@ class BackboneFeatures:
         boxes = [image_boxes.to(device, torch.float32) for image_boxes in boxes]
         # A square for every picture, so that all of a batch are of one size; boxes follow.
         side = _side(self.image_processor.size)
-        inputs = self.image_processor(
-            list(pictures), size={"height": side, "width": side}, do_center_crop=False, return_tensors="pt"
-        )
+        # Not by the image processor: ConvNeXt's resizes by the shortest edge alone, and then cuts a part off.
+        squares = [picture.resize((side, side), self.image_processor.resample) for picture in pictures]
+        inputs = self.image_processor(squares, do_resize=False, do_center_crop=False, return_tensors="pt")
         feature_map = self.backbone(inputs["pixel_values"].to(device, self.backbone.dtype)).feature_maps[-1].float()
         height, width = feature_map.shape[-2:]
         on_map = [

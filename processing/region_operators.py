@@ -91,9 +91,11 @@ def roi_pool(
         `torch.FloatTensor` of shape `(n, channels, output_size, output_size)`.
     """
     if torchvision_operators() is not None:
-        return torchvision_operators().roi_pool(
-            features, _with_images(boxes, image_indices), output_size, spatial_scale
+        # It wants features and boxes of one dtype, and pixels have more digits than bfloat16.
+        pooled = torchvision_operators().roi_pool(
+            features.float(), _with_images(boxes, image_indices), output_size, spatial_scale
         )
+        return pooled.to(features.dtype)
     if features.requires_grad and torch.is_grad_enabled():
         return _roi_pool_with_gradients(features, boxes, image_indices, output_size, spatial_scale)
     height, width = features.shape[-2:]

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.Image import Resampling
 from transformers import BertConfig, ResNetBackbone, ResNetConfig, YolosConfig, YolosForObjectDetection
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
 
@@ -104,6 +106,16 @@ def test_any_detector_with_any_backbone(pictures, detector, features):
         assert record["class_ids"].tolist() == expected["labels"][best].tolist()
         limits = np.array([record["width"], record["height"]] * 2)
         np.testing.assert_allclose(record["boxes"], expected["boxes"][best].numpy().clip(0, limits), atol=1e-3)
+
+
+def test_an_image_processor_that_crops(pictures, features):
+    """That of ResNet and ConvNeXt, which resizes the shortest edge alone."""
+    processor = ConvNextImageProcessorPil(size={"shortest_edge": SIDE}, crop_pct=0.875, resample=Resampling.BILINEAR)
+    processor.do_normalize = False
+    cropping = BackboneFeatures(features.backbone, processor)
+    boxes = [torch.tensor([[0.0, 0, *picture.size], [5, 10, 25, 30]]) for picture in pictures]
+    for given, expected in zip(cropping.of_boxes(pictures, boxes), features.of_boxes(pictures, boxes), strict=True):
+        torch.testing.assert_close(given, expected)
 
 
 def test_windows(pictures, features):

@@ -227,9 +227,13 @@ def test_what_torchvision_is_given(monkeypatch):
     with_images = [[1, 1, 2, 3, 4], [0, 5, 6, 7, 8]]
     assert non_maximum_suppression(boxes, scores, 0.3) is operators.nms.return_value
     operators.nms.assert_called_once_with(boxes, scores, 0.3)
-    assert roi_pool(features, boxes, image_indices, 7, 0.5) is operators.roi_pool.return_value
-    given = operators.roi_pool.call_args.args
-    assert given[0] is features and given[1].tolist() == with_images and given[2:] == (7, 0.5)
+    operators.roi_pool.return_value = torch.full((2, 3, 7, 7), 2.5)
+    for dtype in (torch.float32, torch.bfloat16):
+        pooled = roi_pool(features.to(dtype), boxes, image_indices, 7, 0.5)
+        assert pooled.dtype == dtype and (pooled == 2.5).all()
+        given = operators.roi_pool.call_args.args
+        assert given[0].dtype == given[1].dtype == torch.float32
+        assert torch.equal(given[0], features) and given[1].tolist() == with_images and given[2:] == (7, 0.5)
     assert roi_align(features, boxes, image_indices, 7, 0.5, 2) is operators.roi_align.return_value
     given = operators.roi_align.call_args
     assert given.args[1].tolist() == with_images and given.args[2:] == (7, 0.5, 2) and given.kwargs == {"aligned": True}
