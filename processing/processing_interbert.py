@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import TextKwargs
 
 # What this file imports relatively is saved beside it: so the pipelines are part of every checkpoint with a processor.
 from .pipelines_interbert import RegionPipeline  # noqa: F401
@@ -387,7 +388,8 @@ class InterBERTProcessor(ProcessorMixin):
             device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
                 Where the detector sees `images`. All outputs are on the CPU.
             tokenizer_kwargs (*optional*):
-                Passed on to the tokenizer, such as `pad_to_multiple_of` or `return_special_tokens_mask`.
+                Passed on to the tokenizer, such as `pad_to_multiple_of` or `return_special_tokens_mask`: those of
+                [`~transformers.processing_utils.TextKwargs`], and no others.
 
         Returns:
             [`BatchFeature`] with the inputs of the model. With `text`:
@@ -404,9 +406,13 @@ class InterBERTProcessor(ProcessorMixin):
 
         Raises:
             `ValueError`: if neither `text` nor `regions` nor `images` is given, or both `regions` and `images`; if
-            `text`, `text_pair` and images differ in number; if a text is not a string; for faulty regions as in
-            [`pad_regions`], and for pictures as in [`detect_regions`].
+            `text`, `text_pair` and images differ in number; if a text is not a string; for an argument that there is
+            not, a `max_length` that leaves nothing of a text, or padding on the left, which the model does not know;
+            for faulty regions as in [`pad_regions`], and for pictures as in [`detect_regions`].
         """
+        unknown = [name for name in tokenizer_kwargs if name not in TextKwargs.__annotations__]
+        if unknown:
+            raise ValueError(f"Expected arguments of the processor or of its tokenizer, got {', '.join(unknown)}.")
         if regions is not None and images is not None:
             raise ValueError("Expected `regions` or `images`, got both.")
         if images is not None:
@@ -427,6 +433,7 @@ class InterBERTProcessor(ProcessorMixin):
                 )
             if max_length is None and (truncation or padding == "max_length"):
                 max_length = min(self.tokenizer.model_max_length, MAX_TEXT_LENGTH)
+            self._check_tokenization(truncation, max_length, pairs is not None, tokenizer_kwargs)
             data.update(
                 self.tokenizer(
                     texts,
@@ -450,6 +457,18 @@ class InterBERTProcessor(ProcessorMixin):
                 )
             data.update(pad_regions(items, self.region_feature_size, self.max_regions))
         return BatchFeature(data, tensor_type=return_tensors)
+
+    def _check_tokenization(
+        self, truncation: bool | str, max_length: int | None, has_pairs: bool, kwargs: dict[str, Any]
+    ):
+        side = kwargs.get("padding_side") or self.tokenizer.padding_side
+        if side != "right":
+            raise ValueError(f"The model reads texts from position 0: expected `padding_side` 'right', got {side!r}.")
+        num_special = 0
+        if kwargs.get("add_special_tokens", True):
+            num_special = self.tokenizer.num_special_tokens_to_add(has_pairs)
+        if truncation and max_length is not None and max_length <= num_special:
+            raise ValueError(f"`max_length`: expected more than the {num_special} special tokens, got {max_length}.")
 
     def detect_regions(self, images: Any, device: str | torch.device = "cpu") -> list[dict[str, Any]]:
         """

@@ -320,6 +320,11 @@ def test_max_regions_of_the_processor(tokenizer):
         ({"text": ["a", None]}, "`text[1]`: expected a string, got NoneType"),
         ({"text": ["a"], "text_pair": [3]}, "`text_pair[0]`: expected a string, got int"),
         ({"text": 3}, "`text`: expected a string or a list of strings, got int"),
+        ({"text": "a", "region": one_region()}, "arguments of the processor or of its tokenizer, got region."),
+        ({"regions": one_region(), "max_regions": 1}, "or of its tokenizer, got max_regions."),
+        ({"text": "a", "max_length": 2}, "`max_length`: expected more than the 2 special tokens, got 2."),
+        ({"text": "a", "text_pair": "dog", "max_length": 3}, "more than the 3 special tokens, got 3."),
+        ({"text": "a", "padding_side": "left"}, "expected `padding_side` 'right', got 'left'."),
         ({"regions": []}, "`regions`: expected at least one image"),
         ({"regions": np.zeros((1, 3))}, "`regions`: expected a dict or a list of dicts, got ndarray"),
         ({"regions": [one_region(), {**one_region(), "width": 0}]}, "regions[1]: expected a width > 0"),
@@ -328,6 +333,13 @@ def test_max_regions_of_the_processor(tokenizer):
 def test_faulty_calls_are_refused(processor, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         processor(**arguments, return_tensors="pt")
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(processor):
+    """The poolers would read the padding."""
+    processor.tokenizer.padding_side = "left"
+    with pytest.raises(ValueError, match="reads texts from position 0: expected `padding_side` 'right', got 'left'"):
+        processor(text=["a", "a dog"])
 
 
 def test_faulty_settings_are_refused(tokenizer):
