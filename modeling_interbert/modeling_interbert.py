@@ -601,6 +601,8 @@ def check_text(
             f"`inputs_embeds` must have shape (batch, tokens, hidden_size={config.hidden_size}), got "
             f"{tuple(inputs_embeds.shape)}."
         )
+    if text is not None and text.shape[1] == 0:
+        raise ValueError(f"A text must have at least one token, got shape {tuple(text.shape)}.")
     for name, tensor in (
         ("attention_mask", attention_mask),
         ("token_type_ids", token_type_ids),
@@ -1046,6 +1048,7 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_boxes: torch.FloatTensor | None = None,
         region_attention_mask: torch.LongTensor | None = None,
+        region_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         region_targets: torch.Tensor | None = None,
         region_target_mask: torch.LongTensor | None = None,
@@ -1081,6 +1084,7 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
             region_features=region_features,
             region_boxes=region_boxes,
             region_attention_mask=region_attention_mask,
+            region_embeds=region_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
@@ -1105,7 +1109,7 @@ class InterBERTForPreTraining(InterBERTPreTrainedModel):
         region_logits = masked_region_loss = None
         if region_targets is not None:
             if vision_states is None:
-                raise ValueError("`region_targets` needs `region_features`, which is None.")
+                raise ValueError("`region_targets` needs `region_features` or `region_embeds`, which are None.")
             objective, output_size = self.config.region_objective, self.region_head.decoder.out_features
             per_region = () if objective == "hard_class" else (output_size,)
             num_regions = (vision_states.shape[0], vision_states.shape[1] - 1)  # of each pair, a repeated image's too
@@ -1427,6 +1431,8 @@ class InterBERTForSequenceClassification(InterBERTPreTrainedModel):
                 As `config.problem_type` says, which is found from them where it is None: class ids `(batch,)`, for
                 `num_labels == 1` numbers `(batch,)` (regression, mean squared error), or scores `(batch, num_labels)`.
         """
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("Give `input_ids` or `inputs_embeds`, got neither.")
         outputs = self.interbert(
             input_ids=input_ids,
             attention_mask=attention_mask,

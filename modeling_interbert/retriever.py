@@ -140,7 +140,8 @@ class _IndexFolder:
         """
         path = self.path / MANIFEST
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            manifest = json.loads(text)
             file_names = [str(name) for name in manifest["shards"]]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise _damaged(path, error) from error
@@ -152,7 +153,13 @@ class _IndexFolder:
                     f"{self.path} holds an index of {what}: expected `{name}` {expected}, got {manifest.get(name)}. "
                     "Give another folder, or remove this one to index anew."
                 )
-        return [known_by_name.get(name) or self._read_header(name) for name in file_names]
+        try:
+            return [known_by_name.get(name) or self._read_header(name) for name in file_names]
+        except ValueError:
+            # Another program may have put a shard into a larger one since the manifest was read.
+            if path.read_text(encoding="utf-8") == text:
+                raise
+        return self.read(known)
 
     def _read_header(self, file_name: str) -> _Shard:
         path = self.path / file_name

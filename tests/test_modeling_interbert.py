@@ -657,6 +657,11 @@ def test_embedded_regions_stand_for_regions():
     outputs = model(**tiny_text(), region_embeds=region_embeds, region_attention_mask=inputs["region_attention_mask"])
     for name in OUTPUTS:
         assert_close(outputs[name], expected[name])
+    model = tiny_model(InterBERTForPreTraining)
+    embedded = {"region_embeds": model.interbert.embed_regions(**tiny_regions())}
+    outputs = model(**tiny_text(), **embedded, region_attention_mask=inputs["region_attention_mask"])
+    for name in ("mlm_logits", "region_logits", "itm_logits"):
+        assert_close(outputs[name], model(**inputs)[name])
 
 
 @pytest.mark.parametrize("modality", ["text", "image"])
@@ -772,6 +777,10 @@ def bad(remove=(), **changes):
 
 BAD_INPUTS = [
     (bad(remove=list(tiny_inputs())), "Give `input_ids` (or `inputs_embeds`), `region_features`, or both; got neither"),
+    (
+        bad(input_ids=torch.ones(3, 0, dtype=torch.long), remove=["attention_mask", "token_type_ids"]),
+        "A text must have at least one token, got shape (3, 0).",
+    ),
     (bad(inputs_embeds=torch.zeros(3, 7, 16)), "Give either `input_ids` or `inputs_embeds`, not both."),
     (bad(attention_mask=torch.ones(3, 6)), "`attention_mask` must have shape (3, 7), got (3, 6)."),
     (
@@ -829,7 +838,7 @@ BAD_LABELS = [
     (bad(remove=list(tiny_text())), "`labels` needs `input_ids` or `inputs_embeds`, which are None."),
     (bad(remove=["region_target_mask"]), "`region_targets` and `region_target_mask` need each other"),
     (bad(remove=["region_targets"]), "`region_targets` and `region_target_mask` need each other"),
-    (bad(remove=list(tiny_regions())), "`region_targets` needs `region_features`, which is None."),
+    (bad(remove=list(tiny_regions())), "`region_targets` needs `region_features` or `region_embeds`, which"),
     (bad(region_target_mask=torch.ones(3, 6)), "`region_target_mask` must have shape (3, 5), got (3, 6)."),
     (bad(region_targets=torch.ones(3, 6, 5)), "`region_targets` must have shape (3, 5, 5), got (3, 6, 5)."),
     (bad(region_targets=torch.ones(3, 5, 1)), "`region_targets` must have shape (3, 5, 5), got (3, 5, 1)."),

@@ -455,6 +455,24 @@ def test_an_index_that_is_changed_during_a_search(model, processor, tmp_path, mo
     assert len(own.search(TEXTS[0], top_k=100)) == NUM_IMAGES - 9
 
 
+def test_an_index_that_is_changed_while_it_is_opened(model, processor, tmp_path, monkeypatch):
+    own, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
+    own.index(make_records(3))
+    reader = make_retriever(model, processor, tmp_path)
+    reader._shards = []  # as if it had read none
+    read_header, changes = reader._folder._read_header, []
+
+    def change_and_read(file_name):
+        if not changes:
+            changes.append(file_name)
+            other.add(make_records()[3:4])  # into the shard that is about to be read
+            assert not (tmp_path / file_name).exists()
+        return read_header(file_name)
+
+    monkeypatch.setattr(reader._folder, "_read_header", change_and_read)
+    assert len(reader.search(TEXTS[0], top_k=100)) == 4 and changes
+
+
 def test_a_change_waits_for_that_of_another_program(model, processor, tmp_path, monkeypatch):
     own, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
     warnings, waits = [], threading.Event()
