@@ -325,6 +325,13 @@ class RegionDataset(torch.utils.data.Dataset):
         arrow_type = self.dataset.data.schema.field(column).type
         if not (_is_text(arrow_type) or (_is_list(arrow_type) and _is_text(arrow_type.value_type))):
             raise ValueError(f"Column {column!r} must be a string or a list of strings, got {arrow_type}.")
+        if _is_list(arrow_type):
+            for batch in self._batches:
+                captions = batch.column(column)
+                if captions.flatten().null_count:
+                    first = pc.index(captions.flatten().is_null(), True).as_py()
+                    image_id = batch.column("image_id")[pc.list_parent_indices(captions)[first].as_py()]
+                    raise ValueError(f"Column {column!r} must have strings, got null among those of image {image_id}.")
         self._caption_columns.add(column)
 
     def _in_dataset_order(self, counts: pa.ChunkedArray) -> np.ndarray:

@@ -84,10 +84,16 @@ class RegionStream:
             window.
         region_detector (`dict[str, Any]`, *optional*):
             What found the regions, see [`read_region_detector`].
+        token (`str` or `bool`, *optional*):
+            For files on the Hub. By default that of the login.
     """
 
     def __init__(
-        self, files: Sequence[str], rows_per_window: int = 2048, region_detector: dict[str, Any] | None = None
+        self,
+        files: Sequence[str],
+        rows_per_window: int = 2048,
+        region_detector: dict[str, Any] | None = None,
+        token: str | bool | None = None,
     ):
         if not files:
             raise ValueError("`files`: expected at least one Parquet file, got none.")
@@ -95,7 +101,8 @@ class RegionStream:
             raise ValueError(f"`rows_per_window` must be at least 1, got {rows_per_window}.")
         self.rows_per_window = rows_per_window
         self.region_detector = region_detector
-        self.row_groups = read_row_groups(files)
+        self.token = token
+        self.row_groups = read_row_groups(files, token)
 
     @classmethod
     def open(cls, name_or_path: str | os.PathLike, split: str, rows_per_window: int = 2048, **kwargs) -> "RegionStream":
@@ -114,7 +121,7 @@ class RegionStream:
         files, _ = find_parquet_files(name_or_path, split, **kwargs)
         path = os.path.expanduser(os.fspath(name_or_path))
         hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
-        return cls(files, rows_per_window, read_region_detector(path, split, **hub_options))
+        return cls(files, rows_per_window, read_region_detector(path, split, **hub_options), kwargs.get("token"))
 
     @property
     def num_rows(self) -> int:
@@ -137,7 +144,7 @@ class RegionStream:
     @cached_property
     def _first_records(self) -> RegionDataset:
         group = self.row_groups[0]
-        return RegionDataset(datasets.Dataset(_read_row_group(group), fingerprint="first"))
+        return RegionDataset(datasets.Dataset(self._read_row_group(group), fingerprint="first"))
 
     @property
     def column_names(self) -> list[str]:
@@ -205,12 +212,16 @@ class RegionStream:
             windows[-1] += last
         return windows
 
+    def _read_row_group(self, group: RowGroup) -> datasets.table.Table:
+        with open_parquet(group.file, self.token) as parquet:
+            return datasets.table.InMemoryTable(parquet.read_row_group(group.number, use_threads=False))
+
     def read_ahead(self, windows: Sequence[Sequence[RowGroup]]) -> Iterator[RegionDataset]:
         """Reads windows into memory, each while the one before it is in use."""
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(NUM_ROW_GROUP_READERS) as row_group_readers:
 
             def read(window: Sequence[RowGroup]) -> RegionDataset:
-                table = datasets.table.concat_tables(list(row_group_readers.map(_read_row_group, window)))
+                table = datasets.table.concat_tables(list(row_group_readers.map(self._read_row_group, window)))
                 # A fingerprint of its contents, which takes as long as reading them, would be of no use.
                 return RegionDataset(datasets.Dataset(table, fingerprint="window"))
 
@@ -223,12 +234,7 @@ class RegionStream:
                 yield following.result()
 
 
-def _read_row_group(group: RowGroup) -> datasets.table.Table:
-    with open_parquet(group.file) as parquet:
-        return datasets.table.InMemoryTable(parquet.read_row_group(group.number, use_threads=False))
-
-
-def read_row_groups(files: Sequence[str], token: str | None = None) -> list[RowGroup]:
+def read_row_groups(files: Sequence[str], token: str | bool | None = None) -> list[RowGroup]:
     """
     The row groups of Parquet files, from their footers.
 
@@ -242,7 +248,7 @@ def read_row_groups(files: Sequence[str], token: str | None = None) -> list[RowG
 
 
 @contextlib.contextmanager
-def open_parquet(path: str, token: str | None = None) -> Iterator[pq.ParquetFile]:
+def open_parquet(path: str, token: str | bool | None = None) -> Iterator[pq.ParquetFile]:
     """A Parquet file that is read where it is. The arguments are those of [`read_row_groups`]."""
     options = {"token": token} if path.startswith("hf://") else {}
     with fsspec.open(path, "rb", **options) as file, pq.ParquetFile(file) as parquet:

@@ -66,7 +66,8 @@ def _jieba_words(text: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
     return [word_of_character[start] if stop > start else -1 for start, stop in offsets]
 
 
-# A text comes again in every epoch, and jieba takes several times as long as the tokenizer.
+# A text comes again in every epoch, and jieba takes several times as long as the tokenizer. (Worker processes of a data
+# loader, which start anew in every epoch, remember nothing from one to the next.)
 @functools.lru_cache(maxsize=REMEMBERED_TEXTS)
 def _jieba_starts(text: str) -> bytes:
     """For each character 1 if it is the first of a word, else 0."""

@@ -177,6 +177,16 @@ def test_wrong_types_are_refused():
         dataset.caption_counts("class_ids")
 
 
+def test_missing_captions_name_their_image():
+    rows = make_rows()
+    rows[4]["captions"] = ["a", None]
+    table = pa.concat_tables([make_table(make_rows()[:3]), make_table(rows[3:])])
+    for part in (table, table.slice(1)):
+        dataset = RegionDataset(datasets.Dataset(part))
+        with pytest.raises(ValueError, match="'captions' must have strings, got null among those of image image-4"):
+            dataset.caption_counts("captions")
+
+
 def test_vectors_of_unequal_width_name_their_row():
     rows = make_rows()
     rows[5]["features"] = [[0.0] * 3, [0.0] * 3, [0.0] * 2, [0.0] * 3]

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from foreign_regions import make_records
+from killing import Killed
 from PIL import Image
 
 from processing import load_region_dataset
@@ -389,10 +390,11 @@ def test_types_of_further_columns(tmp_path):
             writer.write({**record, "image_id": "999", "captions": [1]})
     with pytest.raises(ValueError, match="`feature_dtype`: expected float16, float32 or None, got 'float64'"):
         create_regions(tmp_path / "a.parquet", "parquet", feature_dtype="float64")
-    large = {**record, "features": np.full((3, 8), 1e5, dtype=np.float32)}
-    with pytest.raises(ValueError, match="image_id 1000.*expected features as .*halffloat.* got 100000.0"):
-        with create_regions(tmp_path / "a.parquet", "parquet", feature_dtype="float16") as writer:
-            writer.write(large)
+    for dtype in (np.float32, np.float64):
+        large = {**record, "features": np.full((3, 8), 1e5, dtype=dtype)}
+        with pytest.raises(ValueError, match="image_id 1000.*expected features as .*halffloat.* got 100000.0"):
+            with create_regions(tmp_path / "a.parquet", "parquet", feature_dtype="float16") as writer:
+                writer.write(large)
 
 
 def test_pictures_and_names_of_classes_stay_what_they_are(tmp_path):
@@ -457,8 +459,30 @@ def test_nothing_unfinished_stands_under_the_final_name(tmp_path, format_name):
 
 def test_an_index_of_another_hdf5_file_is_not_written_over(tmp_path):
     (tmp_path / "a_imgid2idx.pkl").write_bytes(b"other")
+    (tmp_path / "a.h5").touch()
     with pytest.raises(FileExistsError, match="a_imgid2idx.pkl exists already"):
         create_regions(tmp_path / "a.hdf5", "hdf5")
+
+
+def test_an_index_without_its_hdf5_file_is_a_leftover(tmp_path, monkeypatch):
+    """Of a writer that was killed between the names of the two."""
+    path, (record, *_) = tmp_path / "a.hdf5", make_records()
+    rename = Path.rename
+
+    def die(path, target):
+        if Path(target).suffix == ".hdf5":
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(Killed):
+        with create_regions(path, "hdf5") as writer:
+            writer.write(record)
+    monkeypatch.undo()
+    assert (tmp_path / "a_imgid2idx.pkl").exists() and not path.exists()
+    with create_regions(path, "hdf5") as writer:
+        writer.write(record)
+    assert [found["image_id"] for found in open_regions(path)] == [record["image_id"]]
 
 
 @pytest.mark.parametrize("format_name", WRITERS)

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -197,6 +198,19 @@ def test_errors(folder, tmp_path):
     (tmp_path / "train.csv").write_text("image_id\n1\n")
     with pytest.raises(ValueError, match="Only Parquet files can be streamed, got .*train.csv"):
         RegionStream.open(tmp_path, "train")
+
+
+def test_files_of_a_private_dataset_are_read_with_the_token(folder, monkeypatch):
+    given, open_file = [], fsspec.open
+
+    def open_locally(path, mode, **options):
+        given.append(options)
+        return open_file(path.removeprefix("hf://"), mode)
+
+    monkeypatch.setattr(fsspec, "open", open_locally)
+    stream = RegionStream([f"hf://{path}" for path in sorted(folder.glob("*.parquet"))], token="secret")
+    assert len(list(stream)) == NUM_ROWS
+    assert len(given) > NUM_FILES and all(options == {"token": "secret"} for options in given)
 
 
 @needs_hub

@@ -201,7 +201,9 @@ class HDF5Writer(RegionWriter):
     def __init__(self, path, regions_per_image: int | None = None):
         h5py = import_h5py()
         super().__init__(path)
-        if index_path(self.path).exists():
+        # Without a file of data it is the leftover of a writer that was killed between two names.
+        has_data = any(path.stem == self.path.stem for path in self.path.parent.iterdir())
+        if has_data and index_path(self.path).exists():
             raise FileExistsError(f"{index_path(self.path)} exists already.")
         self._incomplete_index = self._incomplete.with_name(self._incomplete.name + ".pkl")
         self._regions_per_image = regions_per_image
@@ -249,7 +251,7 @@ class HDF5Writer(RegionWriter):
 
     def _rename(self):
         # The index first: a file under its final name is complete.
-        self._incomplete_index.rename(index_path(self.path))
+        self._incomplete_index.replace(index_path(self.path))
         super()._rename()
 
     def discard(self):

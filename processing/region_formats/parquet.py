@@ -222,10 +222,11 @@ class ParquetWriter(RegionWriter):
             if dtype == np.float16 and values.dtype == np.float32:
                 # numpy takes eight times as long.
                 numbers = torch.from_numpy(values.copy()).half().numpy()
-                if np.isinf(numbers).any() and not np.isinf(values).any():
-                    raise ValueError(f"got {np.abs(values).max()}, which float16 cannot hold")
             else:
-                numbers = values.astype(dtype)
+                with np.errstate(over="ignore"):
+                    numbers = values.astype(dtype)
+            if np.issubdtype(dtype, np.floating) and np.isinf(numbers).any() and not np.isinf(values).any():
+                raise ValueError(f"got {np.abs(values).max()}, which {np.dtype(dtype)} cannot hold")
         except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
             raise self._error(record, f"expected {field.name} as {field.type}, {error}") from error
         items = pa.array(numbers.reshape(-1))

@@ -95,9 +95,10 @@ class RetrievalExamples(torch.utils.data.Dataset):
             raise ValueError(f"`num_negatives` must be at least 1, got {num_negatives}.")
         if not 0 <= hard_negative_share <= 1:
             raise ValueError(f"`hard_negative_share` must be between 0 and 1, got {hard_negative_share}.")
-        if len(images.usable_images) <= num_negatives:
+        num_others = num_negatives if negatives == "images" else 1
+        if len(images.usable_images) <= num_others:
             raise ValueError(
-                f"{num_negatives} other images for each need {num_negatives + 1} images with captions, got "
+                f"{num_others} other images for each need {num_others + 1} images with captions, got "
                 f"{len(images.usable_images)}."
             )
         if negatives == "pairs" or hard_negative_share > 0:
