@@ -105,15 +105,10 @@ def train_and_evaluate(
         The model to predict with, on the device: the trained one, its weights averaged if they were.
     """
     task_args, model_args, own_args, training_args, output_args = arguments
-    output_dir = Path(output_args.output_dir)
     if not task_args.do_train:
         model = model.to(accelerator.device)
         if task_args.do_eval:
-            results = dict(evaluate(model))
-            accelerator.print("\n" + format_table([results]))
-            if accelerator.is_main_process:
-                write_json(output_dir / "eval_results.json", results)
-                write_text(output_dir / "eval_recipe.yaml", to_recipe(*arguments[:-1]))
+            evaluate_alone(accelerator, model, evaluate, arguments)
         return model
 
     run = TrainingRun(
@@ -134,6 +129,29 @@ def train_and_evaluate(
     run.train()
     card_arguments = flat_config(task_args, own_args, training_args)
     return publish(run, auto_class, dataset_name, model_args, card_arguments, widget)
+
+
+def evaluate_alone(
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    evaluate: Callable[[PreTrainedModel], Mapping[str, float]],
+    arguments: tuple[Any, ...],
+):
+    """
+    Evaluates without a training: shows what was measured, and writes it to `eval_results.json` and the arguments to
+    `eval_recipe.yaml`. All processes call this.
+
+    Args:
+        model: On the device.
+        evaluate: As [`train_and_evaluate`] takes it.
+        arguments: All of the script, the `OutputArguments` last.
+    """
+    results = dict(evaluate(model))
+    accelerator.print("\n" + format_table([results]))
+    if accelerator.is_main_process:
+        output_dir = Path(arguments[-1].output_dir)
+        write_json(output_dir / "eval_results.json", results)
+        write_text(output_dir / "eval_recipe.yaml", to_recipe(*arguments[:-1]))
 
 
 def measure_at_end_of_epochs(

@@ -33,7 +33,6 @@ and the share of regions that are on a true box. Losses are those of Ren et al. 
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -44,8 +43,8 @@ from accelerate.utils import set_seed
 
 from arguments import parse_arguments, to_recipe
 from data_loading import Batch, check_held_out
-from files import write_json, write_text
-from finetuning import TaskArguments, make_loader, measure_at_end_of_epochs, predict
+from files import write_text
+from finetuning import TaskArguments, evaluate_alone, make_loader, measure_at_end_of_epochs, predict
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_operators import box_iou
 from publishing import upload_model
@@ -54,7 +53,6 @@ from training import (
     TrainingArguments,
     TrainingRun,
     flat_config,
-    format_table,
     make_accelerator,
     set_up_logging,
 )
@@ -445,10 +443,7 @@ def main():
         run.train()
         publish_detector(run, args)
     else:
-        results = evaluate(detector.to(accelerator.device))
-        accelerator.print("\n" + format_table([results]))
-        if accelerator.is_main_process:
-            write_json(Path(output_args.output_dir) / "eval_results.json", results)
+        evaluate_alone(accelerator, detector.to(accelerator.device), evaluate, arguments)
     accelerator.end_training()
 
 

@@ -108,6 +108,8 @@ def test_samples_of_the_paper():
 
 
 def test_samples_of_the_release():
+    # Its pairs are of one other image each, whatever the number of negatives of the paper's choice.
+    assert len(RetrievalExamples(make_images(), negatives="pairs", num_negatives=6)) > 0
     examples = RetrievalExamples(make_images(), negatives="pairs")
     hard = set()
     for epoch in range(30):

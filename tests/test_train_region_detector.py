@@ -67,6 +67,7 @@ def test_it_is_trained_evaluated_and_saved(trained):
 def test_the_same_is_measured_alone(scenes, trained, tmp_path):
     run(scenes, tmp_path, "--do_eval", "--model_name_or_path", str(trained))
     alone, expected = (read_json(folder / "eval_results.json") for folder in (tmp_path, trained))
+    assert "do_eval: true" in (tmp_path / "eval_recipe.yaml").read_text()
     assert alone == pytest.approx({name: expected[name] for name in EVAL_NAMES}, abs=1e-6)
 
 
