@@ -182,9 +182,9 @@ def test_two_processes_take_the_steps_of_one_that_accumulates(scenes, tmp_path):
 def test_processes_without_a_pair_to_evaluate_do_not_wait_for_ever(scenes, tmp_path):
     options = ["--validation_split", "validation[:1]", "--max_train_steps", "1", "--objectives", "mlm,mom"]
     options += ["--caption_column", "one_caption", "--retrieval_eval_size", "0"]
-    regions = load_region_dataset(scenes, "train").dataset.select(range(8))
-    one = [captions[0] for captions in regions["captions"]]
     for split in ("train", "validation"):
+        regions = load_region_dataset(scenes, split).dataset.select(range(8))
+        one = [captions[0] for captions in regions["captions"]]
         path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
         path.parent.mkdir(exist_ok=True)
         regions.remove_columns(["captions", "captions_zh"]).add_column("one_caption", one).to_parquet(path)
