@@ -64,8 +64,9 @@ def score_captions_against_images(
                 row[:] = False
                 row[list(pool)] = True
     image_order = np.argsort([len(record["features"]) for record in regions], kind="stable")
+    are_all_scored = bool(is_scored.all())
     # Two images are seldom in the same pools.
-    images_per_block = min(IMAGES_PER_BLOCK, batch_size) if is_scored.all() else 1
+    images_per_block = min(IMAGES_PER_BLOCK, batch_size) if are_all_scored else 1
     blocks = [image_order[start : start + images_per_block] for start in range(0, len(regions), images_per_block)]
     own_blocks = range(accelerator.process_index, len(blocks), accelerator.num_processes)
     token_counts = [len(ids) for ids in processor.tokenizer(captions, truncation=True, max_length=max_length).input_ids]
@@ -82,7 +83,7 @@ def score_captions_against_images(
             text_blocks.append((block, inputs.to(device)))
         return text_blocks
 
-    all_text_blocks = encode(caption_order) if is_scored.all() else None
+    all_text_blocks = encode(caption_order) if are_all_scored else None
 
     cache = None
     if cache_dir is not None:
@@ -100,7 +101,7 @@ def score_captions_against_images(
     is_complete_already = True
     for number in own_blocks:
         images = torch.as_tensor(blocks[number], device=device)
-        chosen = caption_order[is_scored[caption_order][:, blocks[number]].any(axis=1)]
+        chosen = caption_order[is_scored[:, blocks[number]].any(axis=1)[caption_order]]
         path = None if cache is None else cache / f"{number:06d}.npy"
         if path is not None and path.exists():
             scores[:, images] = torch.from_numpy(np.load(path)).to(device)

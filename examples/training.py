@@ -135,7 +135,7 @@ class TrainingArguments:
         default=None,
         metadata={
             "help": "Keeps an exponential moving average of the weights, of this rate at most (paper: 0.9999), and "
-            "saves it as the trained model: `eval_*` are measured of it, `eval_raw_*` of the weights themselves."
+            "saves it as the trained model: `eval_*` are measured of it, `eval_raw_*` of the weights themselves. 0 is none."
         },
     )
     gradient_checkpointing: bool = field(
@@ -477,7 +477,9 @@ class TrainingRun:
         self.averaged: AveragedModel | None = None
         if training_args.ema_decay is not None:
             if self._is_sharded:
-                raise ValueError("`--ema_decay` is not for FSDP and DeepSpeed, which divide or replace the weights.")
+                raise ValueError(
+                    "`--ema_decay` is not for FSDP and DeepSpeed, which divide or replace the weights: give 0."
+                )
             self.averaged = AveragedModel(model, device=accelerator.device, multi_avg_fn=self._move_averages)
             self.averaged.n_averaged = self.averaged.n_averaged.cpu()  # every step looks at it
             accelerator.register_for_checkpointing(self.averaged)

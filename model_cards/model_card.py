@@ -31,7 +31,7 @@ METRICS = {
 }
 
 
-# Arguments of the training scripts by which less than the whole split is evaluated.
+# Arguments of the training scripts by which less than the whole split is evaluated, or other texts than its own.
 LIMITS = ("max_eval_samples", "retrieval_eval_size", "validation_fraction", "captions_per_image", "queries")
 
 
