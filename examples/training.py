@@ -135,7 +135,7 @@ class TrainingArguments:
         default=None,
         metadata={
             "help": "Keeps an exponential moving average of the weights, of this rate at most (paper: 0.9999), and "
-            "saves it as the trained model: `eval_*` are measured of it, `eval_raw_*` of the weights themselves. 0 is none."
+            "saves it as the trained model: `eval_*` are measured of it, `eval_raw_*` of the others. 0 is none."
         },
     )
     gradient_checkpointing: bool = field(
