@@ -111,7 +111,11 @@ def scores(results: Results, raw: bool = False) -> dict[str, dict[str, list[floa
     tasks = list(dict.fromkeys(task for runs in results.values() for task in runs))
     return {
         f"{GLUE_TASKS[task].title} {title}": {
-            model: [100 * run[prefix + metric] for run in runs.get(task, {}).values() if prefix + metric in run]
+            model: [
+                100 * run[prefix + metric]
+                for run in runs.get(task, {}).values()
+                if run.get(prefix + metric) is not None  # scores that are all the same have no correlation
+            ]
             for model, runs in results.items()
         }
         for task in tasks

@@ -34,11 +34,11 @@ What stands behind `--` are arguments of run_vqa.py, which all runs get. A compa
 same command is given again. It writes `comparison.json`, `comparison.md` and `comparison.png`: the scores of the most
 frequent answers to questions of the same type and to the same question, those of both models (means and standard
 deviations, n - 1, over the seeds), the gap of each seed, and their mean with a 95 % bootstrap interval, which is about
-other images and other seeds. Where weights are averaged, their answers are compared.
+other images and other seeds. Where weights are averaged, their answers are compared, and the others have rows of
+their own.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -55,6 +55,7 @@ from comparison import (
     run_once,
     write_comparison,
 )
+from processing.tasks.files import read_records
 
 MODELS = {"question_only": ["--mask_regions"], "with_regions": []}
 # By names in the files of predictions.
@@ -74,8 +75,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def finetune(args: argparse.Namespace, model: str, seed: int) -> Answers:
-    """Finetunes unless that has been done, and returns what was answered, with scores."""
+def finetune(args: argparse.Namespace, model: str, seed: int) -> tuple[Answers, float | None]:
+    """
+    Finetunes unless that has been done.
+
+    Returns:
+        What was answered, with scores, and where weights are averaged, the mean score of those that are not.
+    """
     folder = args.output_dir / f"{model}-seed{seed}"
     arguments = [
         "--do_train",
@@ -86,11 +92,12 @@ def finetune(args: argparse.Namespace, model: str, seed: int) -> Answers:
         "--seed",
         str(seed),
     ]
-    run_once("run_vqa.py", arguments, folder, args.launcher)
+    measured = run_once("run_vqa.py", arguments, folder, args.launcher)
     if not args.keep_models:
         remove_weights(folder)
-    lines = (folder / "eval_predictions.jsonl").read_text("utf-8").splitlines()
-    return {(row["image_id"], row["question_id"]): row for row in map(json.loads, lines)}
+    rows = read_records(folder / "eval_predictions.jsonl")
+    answers = {(row["image_id"], row["question_id"]): dict(row) for row in rows}
+    return answers, measured.get("eval_raw_vqa_score", measured.get("eval_raw_accuracy"))
 
 
 class Gap(NamedTuple):
@@ -177,9 +184,13 @@ def gap_between(answers: Mapping[str, Sequence[Answers]], num_resamples: int, se
 def main():
     args = parse_args()
     answers: dict[str, list[Answers]] = {model: [] for model in MODELS}
+    raw_scores: dict[str, list[float]] = {f"{model}, raw weights": [] for model in MODELS}
     for seed in args.seeds:
         for model in MODELS:
-            answers[model].append(finetune(args, model, seed))
+            answers_of_run, raw_score = finetune(args, model, seed)
+            answers[model].append(answers_of_run)
+            if raw_score is not None:
+                raw_scores[f"{model}, raw weights"].append(100 * raw_score)
     gap = gap_between(answers, args.num_resamples)
     questions = answers["with_regions"][0].values()
 
@@ -188,6 +199,7 @@ def main():
 
     means = {baseline: [mean_score(questions, f"{baseline}_score")] for baseline in BASELINES}
     means |= {model: [mean_score(run.values()) for run in runs] for model, runs in answers.items()}
+    means |= {name: scores for name, scores in raw_scores.items() if scores}
     rows = [
         {"model": BASELINES.get(name, name.replace("_", " ")), "score (%)": format_scores(values)}
         for name, values in means.items()

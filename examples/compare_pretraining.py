@@ -1,11 +1,7 @@
 #!/usr/bin/env python
 """
 Compares pretraining recipes: pretrains with each of them, with several seeds, and sets side by side what is measured at
-the end, which is zero-shot retrieval.
-
-The paper's Table 4 compares objectives by scores after finetuning (69.0 for masked segments and regions in one stage,
-69.6 for masked words and objects, 70.3 for both in two stages): for a table of that kind, finetune what is pretrained
-here, as compare_on_retrieval.py does with the models that it is given.
+the end, which is zero-shot retrieval, and what a task measures that each model is then finetuned on (`--finetuning`).
 
 Two tiny runs on generated scenes, on a CPU:
 
@@ -17,12 +13,15 @@ Two tiny runs on generated scenes, on a CPU:
 vision_intermediate_size=128,num_hidden_layers=2,num_text_layers=1,num_vision_layers=1,pooler_size=64 \\
         --retrieval_eval_size 20
 
-The paper's objectives, on eight GPUs:
+The paper's objectives (its Table 4, of scores after finetuning: 69.0 for masked segments and regions in one stage, 69.6
+for masked words and objects, 70.3 for both in two stages), on eight GPUs:
 
     python examples/compare_pretraining.py --output_dir outputs/objectives --seeds 1 2 \\
         --launcher "accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml" \\
         --base_recipe examples/recipes/pretrain_base.yaml --recipes examples/recipes/one_stage_mlm_mom.yaml \\
             examples/recipes/one_stage_msm_mrm.yaml examples/recipes/two_stage.yaml \\
+        --finetuning "run_image_retrieval.py --recipe examples/recipes/flickr30k_retrieval.yaml \\
+            --dataset_name org/flickr30k-regions" \\
         -- --dataset_name org/my-regions
 
 With and without the weights of a BERT, otherwise alike:
@@ -34,10 +33,12 @@ With and without the weights of a BERT, otherwise alike:
         -- --dataset_name FOLDER
 
 What stands behind `--` are arguments of run_pretrain.py, which all runs get. A comparison that was stopped goes on when
-the same command is given again. It writes `comparison.json`, `comparison.md` and `comparison.png`.
+the same command is given again; after each run it writes what is there: `comparison.json`, `comparison.md` and
+`comparison.png`.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ from comparison import (
     add_models_argument,
     add_run_arguments,
     check_names,
+    command_words,
     draw_bars,
     folder_name,
     print_comparison,
@@ -54,6 +56,8 @@ from comparison import (
 )
 
 RECALLS = [f"eval_{direction}_recall_at_{k}" for direction in ("image", "text") for k in (1, 5, 10)]
+# What is compared of each finetuning script, as far as it measures it.
+FINETUNED = {"run_image_retrieval.py": RECALLS, "run_vqa.py": ["eval_vqa_score", "eval_accuracy"]}
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,8 +67,16 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--base_recipe", type=Path, help="YAML file of what all of them share.")
     add_models_argument(parser, "run_pretrain.py", required=False)
+    parser.add_argument(
+        "--finetuning",
+        type=command_words,
+        metavar="'SCRIPT ARGUMENTS'",
+        help=f"What is pretrained is then finetuned by this script, {' or '.join(FINETUNED)}, with these arguments.",
+    )
     add_run_arguments(parser, "run_pretrain.py", seeds=(1, 2))
     args = parser.parse_args()
+    if args.finetuning is not None and args.finetuning[0] not in FINETUNED:
+        parser.error(f"--finetuning: expected {' or '.join(FINETUNED)} and its arguments, got {args.finetuning[0]!r}")
     check_names(parser, "--recipes", [path.stem for path in args.recipes])
     check_names(parser, "--models", [name for name, _ in args.models])
     return args
@@ -73,23 +85,38 @@ def parse_args() -> argparse.Namespace:
 def pretrain(
     args: argparse.Namespace, recipe: Path, name: str, own_arguments: list[str], seed: int
 ) -> dict[str, float]:
-    """Pretrains unless that has been done, and returns what was measured after the last epoch."""
+    """
+    Pretrains, and finetunes what came out, unless that has been done.
+
+    Returns:
+        What was measured after the last epoch of both, of the finetuning as `finetuned_*`.
+    """
     recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
     arguments = ["--recipe", *recipes, *args.arguments, *own_arguments, "--seed", str(seed)]
-    return run_once("run_pretrain.py", arguments, args.output_dir / f"{folder_name(name)}-seed{seed}", args.launcher)
+    folder = args.output_dir / f"{folder_name(name)}-seed{seed}"
+    measured = run_once("run_pretrain.py", arguments, folder, args.launcher)
+    if args.finetuning is None:
+        return measured
+    script, *arguments = args.finetuning
+    arguments = ["--do_train", "--do_eval", "--no_eval_every_epoch", *arguments]
+    arguments += ["--model_name_or_path", str(folder), "--seed", str(seed)]
+    finetuned = run_once(script, arguments, folder.with_name(f"{folder.name}-finetuned"), args.launcher)
+    return measured | {f"finetuned_{name}": value for name, value in finetuned.items()}
 
 
-def summarize(results: dict[str, dict[int, dict[str, float]]]) -> list[dict[str, str]]:
-    """A row for each recipe: recalls in percent, the mean over the seeds and, of several, the lowest and highest."""
+def title_of(measure: str) -> str:
+    return measure.replace("eval_", "").replace("_recall_at_", " R@").replace("_", " ")
+
+
+def summarize(results: dict[str, dict[int, dict[str, float]]], measures: Sequence[str]) -> list[dict[str, str]]:
+    """A row for each recipe: measures in percent, the mean over the seeds and, of several, the lowest and highest."""
     rows = []
     for name, runs in results.items():
         row = {"recipe": name}
-        for recall in RECALLS:
-            values = [100 * run[recall] for run in runs.values() if recall in run]
-            if values:
-                spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
-                column = recall.removeprefix("eval_").replace("_recall_at_", " R@")
-                row[column] = f"{np.mean(values):.1f}{spread}"
+        for measure in measures:
+            values = [100 * run[measure] for run in runs.values()]
+            spread = f" ({min(values):.1f}-{max(values):.1f})" if len(values) > 1 else ""
+            row[title_of(measure)] = f"{np.mean(values):.1f}{spread}" if values else "-"
         rows.append(row)
     return rows
 
@@ -101,20 +128,23 @@ def main():
         for recipe in args.recipes
         for model, own_arguments in args.models or [("", [])]
     }
+    of_task = [] if args.finetuning is None else [f"finetuned_{name}" for name in FINETUNED[args.finetuning[0]]]
     results: dict[str, dict[int, dict[str, float]]] = {name: {} for name in compared}
     for seed in args.seeds:
         for name, (recipe, own_arguments) in compared.items():
-            results[name][seed] = pretrain(args, recipe, name, own_arguments, seed)
-    rows = summarize(results)
-    write_comparison(args.output_dir, results, rows)
-    if len(rows[0]) > 1:
-        panels = {
-            f"caption → image, R@{recall.rsplit('_', 1)[1]} (%)": {
-                name: [100 * run[recall] for run in runs.values()] for name, runs in results.items()
+            measured = pretrain(args, recipe, name, own_arguments, seed)
+            results[name][seed] = measured
+            rows = summarize(results, [measure for measure in (*RECALLS, *of_task) if measure in measured])
+            write_comparison(args.output_dir, results, rows)
+            panels = {
+                f"{title_of(measure)} (%)": {
+                    name: [100 * run[measure] for run in runs.values()] for name, runs in results.items()
+                }
+                for measure in (of_task or RECALLS)[:3]
+                if measure in measured
             }
-            for recall in RECALLS[:3]
-        }
-        draw_bars(panels, args.output_dir / "comparison.png")
+            if panels:
+                draw_bars(panels, args.output_dir / "comparison.png")
     print_comparison(args.output_dir, rows)
 
 

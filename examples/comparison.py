@@ -7,10 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def add_models_argument(parser: argparse.ArgumentParser, script: str, required: 
     )
 
 
-def launcher_words(text: str) -> list[str]:
-    """The words of a command that is put before a script."""
+def command_words(text: str) -> list[str]:
+    """The words of a command, of which there is at least one."""
     try:
         words = shlex.split(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"expected a command, got {text!r}: {error}") from error
     if not words:
-        raise argparse.ArgumentTypeError(f"expected a command such as 'accelerate launch --multi_gpu', got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a command, got {text!r}")
     return words
 
 
@@ -82,7 +83,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, script: str, seeds: Seque
     )
     parser.add_argument(
         "--launcher",
-        type=launcher_words,
+        type=command_words,
         default=[],
         metavar="COMMAND",
         help=f"What starts {script}, such as 'accelerate launch --multi_gpu'. By default this Python, as one process.",
@@ -180,8 +181,12 @@ def run_once(script: str, arguments: Sequence[str], folder: Path, launcher: Sequ
         What was measured after the last epoch.
 
     Raises:
-        ValueError: the folder holds another run.
+        ValueError: the folder holds another run, or the arguments hold a token, which would be written down.
     """
+    if any(re.match("--hub[-_]t", word) for word in arguments):  # however it is written or shortened
+        raise ValueError(
+            "`--hub_token` would be written down with every run: log in with `hf auth login`, or set HF_TOKEN."
+        )
     record = folder / "run.json"
     inputs = named_inputs([*launcher, *arguments])
     contents = {name: contents_digest(Path(name), folder.parent) for name in inputs}
@@ -198,8 +203,37 @@ def run_once(script: str, arguments: Sequence[str], folder: Path, launcher: Sequ
         command = [str(EXAMPLES / script), *arguments]
         command += ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
         print(f"\n$ {shlex.join([*(launcher or ['python']), *command])}\n", flush=True)
-        subprocess.run([*(launcher or [sys.executable]), *command], check=True)
+        run_to_its_end([*(launcher or [sys.executable]), *command])
     return json.loads((folder / "all_results.json").read_text(encoding="utf-8"))[-1]
+
+
+def run_to_its_end(command: Sequence[str]):
+    """
+    Runs a command. What stops this process is for the command and all that it has started, and ends this process once
+    that has ended: it would otherwise go on alone, and with another one beside it once the comparison is started again.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+        SystemExit: it was stopped.
+    """
+    stopped_by: list[int] = []
+    process = subprocess.Popen(command, start_new_session=True)
+
+    def stop(signal_number: int, frame):
+        stopped_by.append(signal_number)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped_by:
+        raise SystemExit(128 + stopped_by[0])
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def remove_weights(folder: Path):

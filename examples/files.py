@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +18,16 @@ def write_text(path: Path, text: str):
 
 
 def write_json(path: Path, value: Any):
-    """A JSON file, complete or absent."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False))
+    """A JSON file, complete or absent. Numbers that are not finite, which JSON does not know, become null."""
+    write_text(path, json.dumps(_with_null(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_null(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]):

@@ -60,7 +60,7 @@ class TaskArguments:
 class RegionDatasetArguments:
     """Which images there are."""
 
-    fixed_arguments: ClassVar[tuple[str, ...]] = ("train_split",)
+    fixed_arguments: ClassVar[tuple[str, ...]] = ("dataset_config_name", "train_split")
 
     dataset_name: str = field(metadata={"help": "Region dataset: a local folder or a Hub name."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})

@@ -146,7 +146,7 @@ def upload_model(run: "TrainingRun"):
             repo_id=run.repo_id,
             folder_path=output_args.output_dir,
             commit_message="End of training",
-            ignore_patterns=["checkpoint-*", "*.unfinished*"],
+            ignore_patterns=["checkpoint-*", "*.unfinished*", "run.json"],  # the last names files of this machine
         )
         print(f"Uploaded: {commit.commit_url}")
 

@@ -108,9 +108,10 @@ def write_retrieval_scores(
     image_ids: Sequence[str],
 ):
     """
-    Writes a score matrix as `retrieval_scores.npy`, and beside it what its rows and columns are as
-    `retrieval_ids.json`: `{"captions": [{"caption_id": str, "image_id": str, "caption": str}, …], "image_ids": [str,
-    …]}`. The captions of an image are numbered, as in Flickr30K: `"1000092795#0"`.
+    Writes a matrix of log-odds of a match (whose sigmoid is the match score) as `retrieval_scores.npy`, and beside it
+    what its rows and columns are as `retrieval_ids.json`: `{"scores": "log-odds", "captions": [{"caption_id": str,
+    "image_id": str, "caption": str}, …], "image_ids": [str, …]}`. The captions of an image are numbered, as in
+    Flickr30K: `"1000092795#0"`.
 
     Args:
         folder: Where the two files go.
@@ -148,7 +149,8 @@ def write_retrieval_scores(
     with open(unfinished, "wb") as file:
         np.save(file, scores)
     unfinished.replace(folder / "retrieval_scores.npy")
-    write_json(folder / "retrieval_ids.json", {"captions": rows, "image_ids": list(image_ids)})
+    ids = {"scores": "log-odds", "captions": rows, "image_ids": list(image_ids)}
+    write_json(folder / "retrieval_ids.json", ids)
 
 
 def check_ids(name: str, ids: Sequence[int | str]):

@@ -82,7 +82,13 @@ FILES = {
 class GLUEArguments:
     """Which task, its data, and what is finetuned on it."""
 
-    fixed_arguments: ClassVar[tuple[str, ...]] = ("task_name", "architecture", "train_split", "validation_fraction")
+    fixed_arguments: ClassVar[tuple[str, ...]] = (
+        "task_name",
+        "architecture",
+        "dataset_config_name",
+        "train_split",
+        "validation_fraction",
+    )
 
     task_name: str = field(metadata={"help": "Task of GLUE.", "choices": list(GLUE_TASKS)})
     data_dir: str | None = field(

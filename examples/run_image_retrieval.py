@@ -23,10 +23,11 @@ The paper's run on Flickr30K, from a pretrained checkpoint, and the same checkpo
 
 Evaluation tells recall of images by captions and of captions by images, and the precision among the five best images:
 of captions, for each of which one image is right, a fifth of R@5. With `--queries` other texts are evaluated in their
-place, each with its relevant images and with its pool; build_queries.py writes such.
+place, each with its relevant images and with its pool; build_queries.py writes such. Of texts with pools, images alone
+are retrieved: an image is in the pools of few texts, and most of these are its own.
 
-`--do_predict` writes the scores of the test split: a matrix of captions and images, with their ids beside it. Scoring
-that was stopped goes on where it was.
+`--do_predict` writes the scores of the test split: a matrix of captions and images, of log-odds whose sigmoid is the
+match score, with their ids beside it. Scoring that was stopped goes on where it was.
 """
 
 import shutil
@@ -68,6 +69,10 @@ class RetrievalArguments(RegionDatasetArguments):
         *RegionDatasetArguments.fixed_arguments,
         "num_train_images",
         "caption_column",
+        "negatives",
+        "num_negatives",
+        "hard_negative_share",
+        "loss",
     )
 
     num_train_images: int | None = field(
@@ -211,9 +216,13 @@ class Queries:
         )
 
     def measure(self, scores: np.ndarray) -> dict[str, float]:
-        """Recall, median rank and precision of scores `(texts, images)`, -inf outside of the pools."""
-        recalls = retrieval_recall(scores, self.right_images)
-        return recalls | precision_at_k(scores, self.right_images, ks=(5,))
+        """
+        Recall, median rank and precision of scores `(texts, images)`, -inf outside of the pools. Where there are such,
+        images do not search for texts, few of which would compete.
+        """
+        measured = retrieval_recall(scores, self.right_images) | precision_at_k(scores, self.right_images, ks=(5,))
+        has_pools = any(pool is not None for pool in self.pools)
+        return {name: value for name, value in measured.items() if not (has_pools and name.startswith("text_"))}
 
 
 def choose_training_images(regions: RegionDataset, task_args: TaskArguments, args: RetrievalArguments) -> RegionDataset:

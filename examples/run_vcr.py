@@ -37,7 +37,6 @@ takes such a file of the other model, and evaluates Q→AR without it. `--do_pre
 the rationales for each of the four answers, and of both tasks together `test_predictions.csv` for the leaderboard.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +63,7 @@ from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForMultipleChoice
 from processing import load_region_dataset
 from processing.tasks import VCRCollator, VCRDataset, VCRExample, read_vcr
+from processing.tasks.files import read_records
 from processing.tasks.vcr import MAX_LENGTHS, NUM_CHOICES
 from result_files import write_vcr_probabilities
 from training import OutputArguments, TrainingArguments, make_accelerator, set_up_logging
@@ -201,10 +201,10 @@ def read_answer_predictions(path: str, examples: Sequence[VCRExample]) -> list[i
     The answers that another model chose.
 
     Raises:
-        ValueError: there is none to one of the annotations.
+        ValueError: there is none to one of the annotations, or the file is another one.
     """
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    choices = {row["annot_id"]: choice_of(row["probabilities"]) for row in rows if row["task"] == "answer"}
+    rows = [row for row in read_records(path) if row["task"] == "answer"]
+    choices = {row["annot_id"]: choice_of(row["probabilities"]) for row in rows}
     missing = [example.annot_id for example in examples if example.annot_id not in choices]
     if missing:
         raise ValueError(

@@ -103,6 +103,7 @@ class VQAArguments(RegionDatasetArguments):
         *RegionDatasetArguments.fixed_arguments,
         "validation_fraction",
         "validation_block_size",
+        "answer_vocabulary",
         "answer_scoring",
         "mask_regions",
     )
@@ -219,16 +220,29 @@ class Questions:
         """
         return ExamplesWithRegions(self.examples, self.regions)
 
-    def check_answers(self):
+    def check_answers(self, scoring: str | None):
         """
+        Args:
+            scoring: That of `--answer_scoring`.
+
         Raises:
-            ValueError: a question has no answers.
+            ValueError: a question has no answers; it has not ten where the scoring counts annotators; or, where none is
+                given, some have ten and some have not.
         """
         without = [example.question_id for example in self.examples if not example.answers]
         if without or not self.examples:
             raise ValueError(
                 f"Training and evaluation need questions with answers, got {len(without):,} of "
                 f"{len(self.examples):,} questions without in {self.name}: {without[:5]}."
+            )
+        others = [example for example in self.examples if len(example.answers) != NUM_ANNOTATORS]
+        may_be_listed = scoring == "listed" or (scoring is None and len(others) == len(self.examples))
+        if others and not may_be_listed:
+            numbers = {example.question_id: len(example.answers) for example in others[:5]}
+            raise ValueError(
+                f"Expected the answers of {NUM_ANNOTATORS} annotators to every question in {self.name}, got other "
+                f"numbers for {len(others):,} of {len(self.examples):,}: {numbers}. `--answer_scoring listed` takes "
+                "every answer that is listed as right."
             )
 
 
@@ -508,7 +522,7 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
     if task_args.do_train or task_args.do_eval:
         try:
             train = load_questions(args, "train")
-            train.check_answers()
+            train.check_answers(args.answer_scoring)
             splits["train"] = train
         except ValueError as error:
             if task_args.do_train or args.validation_fraction is not None or args.train_questions is not None:
@@ -522,9 +536,11 @@ def load_splits(task_args: TaskArguments, args: VQAArguments) -> dict[str, Quest
         )
     elif task_args.do_eval:
         splits["validation"] = load_questions(args, "validation")
-        splits["validation"].check_answers()
+        splits["validation"].check_answers(args.answer_scoring)
     if task_args.do_predict:
-        splits["test"] = load_questions(args, "test")
+        test = load_questions(args, "test")
+        # Answers that some of them have are not asked for.
+        splits["test"] = replace(test, examples=[replace(example, answers=None) for example in test.examples])
     if task_args.do_train and task_args.do_eval:
         check_held_out(*(splits[split].image_ids() for split in ("train", "validation")), "images")
     limits = {

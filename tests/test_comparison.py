@@ -1,12 +1,16 @@
 """What the comparisons make of the runs that they compare."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import compare_on_retrieval
@@ -16,7 +20,10 @@ import comparison
 import run_title_retrieval
 from compare_on_glue import finetune, scores, summarize
 from comparison import draw_bars, format_scores, named_arguments, run_once, write_comparison
+from files import write_json_lines
 from generate_scenes import write_scenes
+
+EXAMPLES = str(comparison.EXAMPLES)
 
 
 def finish(folder: Path, **results: float):
@@ -39,17 +46,15 @@ def commands(monkeypatch) -> list[list[str]]:
     """The commands that are run; a run takes no time, and reaches its number as accuracy."""
     started: list[list[str]] = []
 
-    def run(command: list[str], check: bool):
-        assert check
+    def run(command: list[str]):
         started.append(command)
         folder = Path(command[command.index("--output_dir") + 1])
         reached = len(started) / 10
         recalls = {f"eval_image_recall_at_{k}": reached for k in (1, 5, 10)}
         recalls["eval_precision_at_5"] = reached / 5
-        finish(folder, eval_accuracy=reached, majority_accuracy=0.4, **recalls)
-        return subprocess.CompletedProcess(command, 0)
+        finish(folder, eval_accuracy=reached, eval_raw_accuracy=reached, majority_accuracy=0.4, **recalls)
 
-    monkeypatch.setattr(comparison.subprocess, "run", run)
+    monkeypatch.setattr(comparison, "run_to_its_end", run)
     return started
 
 
@@ -69,6 +74,32 @@ def test_a_finished_run_is_not_repeated(tmp_path, commands):
     with pytest.raises(ValueError, match=other):
         run_once("run_glue.py", ["--seed", "2"], folder, [])
     assert run_once("run_glue.py", ["--seed", "1"], folder, [])["eval_accuracy"] == 0.2
+
+
+def test_a_run_that_fails_is_no_result(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        run_once("run_glue.py", [], tmp_path / "run", ["bash", "-c", "exit 3"])
+
+
+def test_what_a_comparison_has_started_ends_with_it(tmp_path):
+    """Also what the command itself has started, as `accelerate launch` does."""
+    launcher = ["bash", "-c", "sleep 60 & echo $! > started; wait"]
+    code = f"import comparison, pathlib; comparison.run_once('run_glue.py', [], pathlib.Path('run'), {launcher})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": EXAMPLES})
+    started = tmp_path / "started"
+    deadline = time.monotonic() + 60
+    while not (started.exists() and started.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not psutil.pid_exists(int(started.read_text()))
+
+
+def test_a_token_is_not_written_down(tmp_path, commands):
+    for arguments in (["--hub_token", "hf_x"], ["--hub-token=hf_x"], ["--hub_tok", "hf_x"]):
+        with pytest.raises(ValueError, match="`--hub_token` would be written down with every run: log in"):
+            run_once("run_glue.py", arguments, tmp_path / "run", [])
+    assert not commands and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoint-5"])
@@ -129,7 +160,7 @@ def test_one_run_is_not_taken_for_two(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "launcher, message",
-    [("", "expected a command such as 'accelerate launch --multi_gpu', got ''"), ("a 'b", "No closing quotation")],
+    [("", "expected a command, got ''"), ("a 'b", "No closing quotation")],
 )
 def test_bad_launchers(tmp_path, monkeypatch, capsys, launcher, message):
     command = ["compare_pretraining.py", "--recipes", "a.yaml", "--output_dir", str(tmp_path), "--launcher", launcher]
@@ -154,6 +185,29 @@ def test_recipes_of_pretraining_are_compared(tmp_path, commands, monkeypatch, ca
     assert lines[2].startswith("| a | 20.0 (10.0-30.0) |") and lines[3].startswith("| b | 30.0 (20.0-40.0) |")
     assert (tmp_path / "out" / "comparison.png").exists()
     assert "comparison.json, comparison.md, comparison.png" in capsys.readouterr().out
+
+
+def test_what_is_pretrained_is_finetuned(tmp_path, commands, monkeypatch, capsys):
+    recipes = [str(tmp_path / f"{name}.yaml") for name in "ab"]
+    command = ["compare_pretraining.py", "--recipes", *recipes, "--seeds", "1", "--output_dir", str(tmp_path / "out")]
+    command += ["--finetuning", "run_vqa.py --dataset_name 'my questions'", "--", "--dataset_name", "d"]
+    monkeypatch.setattr(sys, "argv", command)
+    compare_pretraining.main()
+    pretrained = str(tmp_path / "out" / "a-seed1")
+    assert [Path(command[1]).name for command in commands] == ["run_pretrain.py", "run_vqa.py"] * 2
+    assert commands[1][2:-2] == [
+        *("--do_train", "--do_eval", "--no_eval_every_epoch", "--dataset_name", "my questions"),
+        *("--model_name_or_path", pretrained, "--seed", "1", "--output_dir", f"{pretrained}-finetuned"),
+    ]
+    lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
+    assert lines[0] == "| recipe | image R@1 | image R@5 | image R@10 | finetuned accuracy |"
+    assert lines[2:] == ["| a | 10.0 | 10.0 | 10.0 | 20.0 |", "| b | 30.0 | 30.0 | 30.0 | 40.0 |"]
+    command[command.index("--finetuning") + 1] = "run_glue.py"
+    with pytest.raises(SystemExit):
+        compare_pretraining.main()
+    assert (
+        "expected run_image_retrieval.py or run_vqa.py and its arguments, got 'run_glue.py'" in capsys.readouterr().err
+    )
 
 
 def test_starting_points_of_pretraining_are_compared(tmp_path, commands, monkeypatch):
@@ -320,20 +374,22 @@ def test_gap_covers_the_truth_as_often_as_it_says(seed_deviation):
 def write_answers(run):
     """Stands in for runs that answer three questions each, with regions always rightly."""
 
-    def answer(command: list[str], check: bool):
+    def answer(command: list[str]):
         folder = Path(command[command.index("--output_dir") + 1])
         score = 0.0 if "--mask_regions" in command else 1.0
         baselines = {"type_baseline_score": 0.25, "question_baseline_score": 0.5}
-        rows = [{"image_id": i, "question_id": n, "score": score} | baselines for n, i in enumerate("abc")]
+        # Only a line feed ends a line.
+        rows = [{"image_id": i, "question_id": n, "question": "a\u2028b", "score": score} for n, i in enumerate("abc")]
+        rows = [row | baselines for row in rows]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "eval_predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return run(command, check=check)
+        write_json_lines(folder / "eval_predictions.jsonl", rows)
+        run(command)
 
     return answer
 
 
 def test_regions_and_questions_alone_are_compared(tmp_path, commands, monkeypatch, capsys):
-    monkeypatch.setattr(comparison.subprocess, "run", write_answers(comparison.subprocess.run))
+    monkeypatch.setattr(comparison, "run_to_its_end", write_answers(comparison.run_to_its_end))
     command = ["compare_on_vqa.py", "--seeds", "1", "2", "--output_dir", str(tmp_path), "--num_resamples", "100"]
     command += ["--launcher", "accelerate launch", "--", "--dataset_name", "d"]
     monkeypatch.setattr(sys, "argv", command)
@@ -348,6 +404,8 @@ def test_regions_and_questions_alone_are_compared(tmp_path, commands, monkeypatc
         "| most frequent answer to the same question | 50.0 |",
         "| question only | 0.0 ± 0.0 |",
         "| with regions | 100.0 ± 0.0 |",
+        "| question only, raw weights | 20.0 ± 14.1 |",  # of 10 and 30
+        "| with regions, raw weights | 30.0 ± 14.1 |",
         "| gap (95 % interval) | +100.0 (+100.0 to +100.0) |",
         "| gap of each seed | +100.0, +100.0 |",
     ]
@@ -359,7 +417,7 @@ def test_regions_and_questions_alone_are_compared(tmp_path, commands, monkeypatc
 
 
 def test_with_one_seed_it_is_said_what_the_interval_leaves_out(tmp_path, commands, monkeypatch, capsys):
-    monkeypatch.setattr(comparison.subprocess, "run", write_answers(comparison.subprocess.run))
+    monkeypatch.setattr(comparison, "run_to_its_end", write_answers(comparison.run_to_its_end))
     command = ["compare_on_vqa.py", "--seeds", "1", "--output_dir", str(tmp_path), "--num_resamples", "100"]
     monkeypatch.setattr(sys, "argv", [*command, "--", "--dataset_name", "d"])
     compare_on_vqa.main()

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from files import write_json
 from result_files import write_retrieval_scores, write_vcr_probabilities, write_vqa_answers
 
 
@@ -90,6 +91,7 @@ def test_scores_with_the_ids_of_rows_and_columns(tmp_path):
     assert saved.dtype == np.float32
     np.testing.assert_array_equal(saved, scores)
     assert json.loads((folder / "retrieval_ids.json").read_text("utf-8")) == {
+        "scores": "log-odds",
         "captions": [
             {"caption_id": "12#0", "image_id": "12", "caption": "a dog"},
             {"caption_id": "7#0", "image_id": "7", "caption": "a cat"},
@@ -98,6 +100,14 @@ def test_scores_with_the_ids_of_rows_and_columns(tmp_path):
         "image_ids": ["7", "12"],
     }
     assert {file.name for file in folder.iterdir()} == {"retrieval_scores.npy", "retrieval_ids.json"}
+
+
+def test_numbers_that_json_does_not_know(tmp_path):
+    write_json(tmp_path / "results.json", [{"eval_pearson": float("nan"), "eval_loss": 0.5, "of_seeds": (np.inf, 1)}])
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == [
+        {"eval_pearson": None, "eval_loss": 0.5, "of_seeds": [None, 1]}
+    ]
 
 
 def test_ids_never_stand_beside_other_scores(tmp_path, monkeypatch):

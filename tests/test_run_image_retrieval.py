@@ -246,6 +246,9 @@ def test_a_killed_finetuning_ends_with_the_same_weights(mined, scenes, tmp_path,
     command += ["--output_dir", str(tmp_path / "killed"), "--checkpointing_steps", "3"]
     with killed_at(5):
         run(*command)
+    # Not as what it was not begun as.
+    with pytest.raises(ValueError, match="is of another run: num_negatives was 3, is 2"):
+        run(*command, "--num_negatives", "2")
     run(*command)
     results = [json.loads((tmp_path / name / "all_results.json").read_text()) for name in ("killed", "undisturbed")]
     assert results[0][-1] == pytest.approx(results[1][-1]) and results[0][-1]["step"] == 8
@@ -289,6 +292,9 @@ def test_texts_with_pools(scenes, tmp_path):
     assert measured["image_recall_at_1"] == 0 and measured["image_recall_at_5"] == 1
     assert measured["image_median_rank"] == 2
     assert measured["precision_at_5"] == pytest.approx((2 / 5 + 1 / 5) / 2)
+    # Texts are not searched for among those that happen to have an image in their pool.
+    assert not [name for name in measured if name.startswith("text_")]
+    assert "text_recall_at_1" in replace(found, pools=[None, None]).measure(scores)
 
 
 def test_texts_with_pools_are_scored_against_these_alone(trained, scenes, tmp_path, monkeypatch):

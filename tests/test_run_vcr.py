@@ -166,6 +166,9 @@ def test_one_model_beside_the_predictions_of_the_other(data, trained, together, 
         *("--do_eval", "--task", "rationale", "--model_name_or_path", str(trained["rationale"][0])),
         *("--answer_predictions", str(predictions), *metadata(data), *annotations(data, validation="val")),
     )
+    (tmp_path / "of_vqa.jsonl").write_text('{"question_id": 1, "answer": "red"}\n')
+    with pytest.raises(ValueError, match="of_vqa.jsonl, line 1: expected the field 'task', got"):
+        read_answer_predictions(str(tmp_path / "of_vqa.jsonl"), [])
     expected = {name: value for name, value in together[1].items() if name != "eval_answer_loss"}
     assert results == pytest.approx(expected, rel=1e-4)
 

@@ -190,6 +190,10 @@ def test_ids_that_the_server_takes(data, trained, tmp_path, capsys):
     official = tmp_path / "out" / "test_predictions.json"
     assert [row["question_id"] for row in json.loads(official.read_text())] == [262148000, 0]
     assert "is not written" not in capsys.readouterr().out
+    # Of questions whose answers are known, they do not count: here there are not ten.
+    path.write_text("question_id,image_id,question,answer\n262148000,test-000000,what?,red\n")
+    run(data, tmp_path / "out", *command, str(path), "--answer_scoring", "count")
+    assert [row["question_id"] for row in json.loads(official.read_text())] == [262148000]
     for other, message in (("q7", "that are integers, as in VQA 2.0, got 'q7'"), ("007", "integers, .*, got '007'")):
         path.write_text(f"question_id,image_id,question\n7,test-000000,what?\n{other},test-000001,what?\n")
         run(data, tmp_path / "out", *command, str(path))
@@ -271,6 +275,15 @@ def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
             "--validation_questions {data}/same_images.jsonl",
             "needs images that are not trained on, got 1 that are: .*'train-000003'",
         ),
+        (
+            "--do_train --train_questions {data}/nine.jsonl --answer_scoring count",
+            r"answers of 10 annotators to every question in .*nine.jsonl, got other numbers for 1 of 2: \{7: 9\}",
+        ),
+        # Neither the official score of one question, nor every answer of ten as right.
+        (
+            "--do_train --train_questions {data}/nine.jsonl",
+            "got other numbers for 1 of 2: .* `--answer_scoring listed`",
+        ),
         ("--do_train --validation_fraction 0.00001", "leaves no images on one side, got 1,500 images"),
         ("--do_eval --do_train --validation_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in"),
         ("--do_eval --train_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in .*unanswered.jsonl"),
@@ -283,6 +296,9 @@ def test_bad_input(data, tmp_path, arguments, message):
     known = {"question_id": 1, "image_id": "validation-000000", "question": "what?", "answer": "red"}
     unknown = {"question_id": 2, "image_id": "validation-000000", "question": "what?"}
     (data / "unanswered.jsonl").write_text(json.dumps(known) + "\n" + json.dumps(unknown))
+    by_annotators = [known | {"question_id": n, "answers": ["red"] * n} for n in (10, 7)]
+    by_annotators[1]["answers"] += ["blue"] * 2
+    (data / "nine.jsonl").write_text("".join(json.dumps(question) + "\n" for question in by_annotators))
     another = {"question_id": "another", "image_id": "train-000003", "question": "what else?", "answer": "red"}
     (data / "same_images.jsonl").write_text(json.dumps(another))
     with pytest.raises((ValueError, FileNotFoundError), match=message):

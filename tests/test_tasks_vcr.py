@@ -182,14 +182,14 @@ def test_annotated_boxes_may_have_features_of_their_own():
 WIDTH = 6  # of the tiny model's features
 
 
-def make_regions(boxes, value):
+def make_regions(boxes, value, width=WIDTH):
     table = pa.table(
         {
             "image_id": ["val-3"],
             "width": pa.array([100], pa.int32()),
             "height": pa.array([50], pa.int32()),
             "boxes": pa.array([boxes], pa.list_(pa.list_(pa.float32(), 4))),
-            "features": pa.array([[[value + i] * WIDTH for i in range(len(boxes))]], pa.list_(pa.list_(pa.float16()))),
+            "features": pa.array([[[value + i] * width for i in range(len(boxes))]], pa.list_(pa.list_(pa.float16()))),
         }
     )
     return RegionDataset(datasets.Dataset(table))
@@ -213,6 +213,8 @@ def test_the_dataset_merges_on_request(tmp_path):
     assert merged["example"] == examples[0]
     with pytest.raises(ValueError, match="either `metadata_folder` or `annotated_region_dataset`, not both"):
         VCRDataset(examples, regions, tmp_path, annotated)
+    with pytest.raises(ValueError, match="features of size 6, as the detector's regions have, got 7"):
+        VCRDataset(examples, regions, annotated_region_dataset=make_regions([[0, 0, 5, 5]], 7, width=7))
     with pytest.raises(ValueError, match=r"not among its 1 images \(such as 'val-3'\): \['val-4'\]"):
         VCRDataset(read_vcr(write(tmp_path, RECORD | {"img_id": "val-4"})), regions)
 

@@ -230,7 +230,8 @@ class VCRDataset(ExamplesWithRegions):
             Annotated boxes with features of their own.
 
     Raises:
-        ValueError: both sources of annotated boxes are given, or an image is not in a region dataset.
+        ValueError: both sources of annotated boxes are given, the features of theirs are not as wide as the detector's,
+            or an image is not in a region dataset.
     """
 
     def __init__(
@@ -246,6 +247,12 @@ class VCRDataset(ExamplesWithRegions):
         self.metadata_folder = metadata_folder
         self.annotated = None
         if annotated_region_dataset is not None:
+            sizes = [regions.region_feature_size for regions in (region_dataset, annotated_region_dataset)]
+            if len(set(sizes)) > 1:
+                raise ValueError(
+                    f"Expected annotated boxes with features of size {sizes[0]}, as the detector's regions have, got "
+                    f"{sizes[1]}."
+                )
             self.annotated = ExamplesWithRegions(examples, annotated_region_dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
