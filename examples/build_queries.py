@@ -15,11 +15,11 @@ Captions that several images share, as short ones do:
 
     python examples/build_queries.py org/my-regions queries.jsonl --text_column captions_zh --min_relevant 2
 
-Each distinct text is a query, in the order of the images: its relevant images are all that have it, and its pool is
-these and others, drawn with a fixed seed, up to `--pool_size`. Texts that differ only in case, width, white space,
-punctuation and symbols are one text, so that no image of a pool has it without being relevant. Images without regions
-do not count. Texts that are left out are reported: those that no image has, or fewer than `--min_relevant`, and those
-that as many images have as a pool holds, which would be found among right images alone.
+Each distinct text is a query, in the order of the images: its relevant images are those that have it, and its pool is
+these and others, drawn with a fixed seed, up to `--pool_size`. Of a text that more images have than half of a pool, so
+many are drawn, and the rest is in its pool neither way. Texts that differ only in case, width, white space, punctuation
+and symbols are one text, so that no image of a pool has it without being relevant. Images without regions do not count.
+Texts that are left out are reported: those that no image has, or fewer than `--min_relevant`, or all.
 """
 
 import argparse
@@ -93,8 +93,7 @@ def build_queries(
         seed: Other images for another seed.
 
     Returns:
-        The queries, and the texts that are left out: those that too few images have, and those whose pools would have
-        relevant images alone.
+        The queries, and the texts that are left out: those that too few images have, and those that all have.
     """
     spellings: dict[str, str] = {}
     relevant_images: dict[str, dict[str, None]] = {}
@@ -108,16 +107,20 @@ def build_queries(
     for key, relevant in relevant_images.items():
         if len(relevant) < min_relevant:
             too_rare.append(spellings[key])
-            continue
-        # Of so many images enough are others, however many of the relevant ones are among them.
-        rng = np.random.default_rng(list(hashlib.sha256(f"{seed} {key}".encode()).digest()))
-        drawn = rng.choice(len(image_ids), min(pool_size, len(image_ids)), replace=False)
-        others = [image_ids[number] for number in drawn if image_ids[number] not in relevant]
-        others = others[: max(0, pool_size - len(relevant))]
-        if others:
-            queries.append(RetrievalQuery(spellings[key], [*relevant], [*relevant, *others]))
-        else:
+        elif len(relevant) == len(image_ids):
             too_frequent.append(spellings[key])
+        else:
+            rng = np.random.default_rng(list(hashlib.sha256(f"{seed} {key}".encode()).digest()))
+            kept = set(relevant)
+            if len(relevant) > pool_size // 2:
+                kept = set(rng.choice(sorted(relevant), pool_size // 2, replace=False).tolist())
+            candidates = [image_id for image_id in image_ids if image_id in kept or image_id not in relevant]
+            # Of so many candidates enough are others, however many of the relevant ones are among them.
+            drawn = rng.choice(len(candidates), min(pool_size, len(candidates)), replace=False)
+            others = [candidates[number] for number in drawn if candidates[number] not in kept]
+            in_pool = [image_id for image_id in relevant if image_id in kept]
+            pool = [*in_pool, *others[: pool_size - len(in_pool)]]
+            queries.append(RetrievalQuery(spellings[key], in_pool, pool))
     return queries, too_rare, too_frequent
 
 
@@ -134,15 +137,15 @@ def main():
     if not queries:
         raise ValueError(
             f"Expected texts in column {args.text_column!r} of {args.source}, {args.split}, that at least "
-            f"{args.min_relevant:,} (`--min_relevant`), fewer than {args.pool_size:,} (`--pool_size`) and not all of "
-            f"{len(texts):,} images with regions have, got {len(too_rare) + len(too_frequent):,} others."
+            f"{args.min_relevant:,} (`--min_relevant`) and not all of {len(texts):,} images with regions have, got "
+            f"{len(too_rare) + len(too_frequent):,} others."
         )
     write_json_lines(args.destination, map(asdict, queries))
     known = {normalize_caption(text) for own in texts.values() for text in own}
     without_images = {normalize_caption(text): text for text in of_others if normalize_caption(text) not in known}
     report("without an image that has regions", list(without_images.values()))
     report(f"of fewer than {args.min_relevant:,} images", too_rare)
-    report(f"with relevant images alone in a pool of {args.pool_size:,}", too_frequent)
+    report("of all images", too_frequent)
     highest = np.mean([min(len(query.relevant), PRECISION_AT) / PRECISION_AT for query in queries])
     print(
         f"{len(queries):,} texts with their pools among {len(texts):,} images are in {args.destination}. A perfect "

@@ -54,6 +54,7 @@ from model_loading import ModelArguments, load_model
 from modeling_interbert import ImageMatch, InterBERTForImageRetrieval, InterBERTRetriever
 from pictures import UNREADABLE, Pictures, encode_thumbnail
 from processing import RegionDataset, load_region_dataset
+from processing.tasks.files import numbered_lines
 from retrieval_evaluation import AUTOCAST_DTYPES
 from training import set_up_logging
 
@@ -165,9 +166,8 @@ def read_topics(args: RecallArguments) -> list[str]:
     if args.topics is not None:
         source = f"`--topics` {args.topics}"
         try:
-            lines = Path(args.topics).read_text(encoding="utf-8-sig").splitlines()
-            topics = [line for line in lines if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
+            topics = [line for _, line in numbered_lines(args.topics)]
+        except OSError as error:
             raise ValueError(f"{source}: expected a text file, {error}") from error
     topics = [topic.strip() for topic in topics]
     if not topics:
@@ -301,11 +301,12 @@ def main():
 
     start = time.perf_counter()
     source = f"`--dataset_name` {args.dataset_name}, `--split` {args.split}"
-    report, num_removed = update_index(retriever, regions, source)
+    report = update_index(retriever, regions, source)
     accelerator.print(
         f"{len(retriever):,} images in the index after {time.perf_counter() - start:.1f} s: {report.num_added:,} new, "
-        f"{report.num_replaced:,} with other regions, {report.num_unchanged:,} as before; {num_removed:,} removed; "
-        f"left out for lack of regions: {report.num_without_regions:,}; {accelerator.num_processes} process(es)."
+        f"{report.num_replaced:,} with other regions, {report.num_unchanged:,} as before; {report.num_removed:,} "
+        f"removed; left out for lack of regions: {report.num_without_regions:,}; {accelerator.num_processes} "
+        "process(es)."
     )
     start = time.perf_counter()
     matches = retriever.recall(topics, args.threshold, args.top_k)

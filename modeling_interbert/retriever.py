@@ -28,7 +28,8 @@ MANIFEST = "index.json"
 LOCK = ".lock"
 # What an index writes to its folder. Other files are not its own, and it leaves them alone.
 OWN_FILES = re.compile(rf"({re.escape(MANIFEST)}|shard-[0-9a-f]{{32}}\.safetensors)(\.unfinished)?|{re.escape(LOCK)}")
-REGION_NAMES = ("features", "boxes", "width", "height")  # of a region record, what the model makes use of
+# Of a region record, what the model makes use of, and its number of dimensions.
+REGION_DIMENSIONS = {"features": 2, "boxes": 2, "width": 0, "height": 0}
 MIN_IMAGES_PER_BLOCK = 16  # that are scored together, however many texts there are
 
 
@@ -41,12 +42,13 @@ class ImageMatch(NamedTuple):
 
 class IndexReport(NamedTuple):
     """What became of the images that were to be indexed: how many are new, have other regions than before, were there
-    already, or were left out for having no regions."""
+    already, or were left out for having no regions; and how many others were removed."""
 
     num_added: int
     num_replaced: int
     num_unchanged: int
     num_without_regions: int
+    num_removed: int = 0
 
 
 class _Image(NamedTuple):
@@ -234,16 +236,39 @@ def _weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def _region_digest(record: Mapping[str, Any]) -> str:
-    """Of all in a region record that decides on its embedded regions."""
-    digest = hashlib.blake2b(digest_size=12)
-    for name in REGION_NAMES:
+def _region_arrays(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """
+    All in a region record that decides on its embedded regions, float32.
+
+    Raises:
+        ValueError: something is missing, or no numbers as expected.
+    """
+    arrays = {}
+    for name, num_dimensions in REGION_DIMENSIONS.items():
+        if name not in record:
+            raise ValueError(f"image_id {record['image_id']}: expected {', '.join(REGION_DIMENSIONS)}, got no {name}.")
         value = record[name]
         if isinstance(value, torch.Tensor):
-            value = value.detach().float().cpu().numpy()
-        value = np.ascontiguousarray(value)
-        digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(value.data)
+            value = value.detach().float().cpu()
+        try:
+            array = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError):
+            array = None
+        # Of no regions a list has one dimension. None would be NaN.
+        if value is None or array is None or (array.size and array.ndim != num_dimensions):
+            raise ValueError(
+                f"image_id {record['image_id']}: expected {name} that are numbers of {num_dimensions} dimensions, got "
+                f"{value!r:.80}."
+            )
+        arrays[name] = array
+    return arrays
+
+
+def _region_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for name in REGION_DIMENSIONS:
+        digest.update(f"{arrays[name].shape}".encode())
+        digest.update(arrays[name].tobytes())
     return digest.hexdigest()
 
 
@@ -415,7 +440,9 @@ class InterBERTRetriever:
         is_own = self._folder is not None and target.path.resolve() == self._folder.path.resolve()
         if self._process_index == 0 and not is_own:
             target.check_files()
-            with target.lock():
+            # No other program removes a shard that is still to be copied.
+            with target.lock(), nullcontext() if self._folder is None else self._folder.lock():
+                self._open()
                 shards = [
                     target.write(_Shard(shard.images, region_embeds=self._region_embeds(shard)))
                     for shard in self._shards
@@ -424,6 +451,8 @@ class InterBERTRetriever:
                 target.remove_leftovers(shards)
         self._gather(None)
 
+    # What other programs have changed since this one last searched or changed the index is not looked for here, in
+    # what may be asked often.
     def __len__(self) -> int:
         return len(self._region_digests)
 
@@ -437,7 +466,9 @@ class InterBERTRetriever:
 
     # ---------------------------------------------------------------- images
 
-    def index(self, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> IndexReport:
+    def index(
+        self, records: Mapping[str, Any] | Sequence[Mapping[str, Any]], remove_others: bool = False
+    ) -> IndexReport:
         """
         Embeds images and keeps them. Those that are there already are left as they are, or replaced if their regions
         are others now: what was stopped goes on where it was when the same images are given again.
@@ -445,18 +476,22 @@ class InterBERTRetriever:
         Args:
             records: A region record, or several, as the processor takes them, each with its `image_id`. They are read
                 twice, first for the ids alone, and not kept.
+            remove_others: First removes the images that are not among these: the index has no others afterwards.
 
         Returns:
-            How many images were added, replaced, unchanged, and left out for having no regions.
+            How many images were added, replaced, unchanged, left out for having no regions, and removed.
 
         Raises:
             `ValueError`: an id is missing or comes twice (nothing is embedded then), or regions are not as the
             processor takes them (images before these may be in the index).
         """
         records = _as_records(records)
-        self._check_image_ids(records)
+        image_ids = self._check_image_ids(records)
         with self._changing():
-            return self._index(records)
+            others = self._region_digests.keys() - image_ids if remove_others else set()
+            if self._process_index == 0 and others:
+                self._commit([], others)
+            return self._index(records)._replace(num_removed=len(others))
 
     def _index(self, records: Sequence[Mapping[str, Any]]) -> IndexReport:
         starts = range(0, len(records), self.images_per_shard)
@@ -475,7 +510,7 @@ class InterBERTRetriever:
                     self._commit(added, removed)
                 reports += [report for _, _, report in chunks]
                 advance(sum(sum(report) for _, _, report in chunks))
-        return IndexReport(*(sum(numbers) for numbers in zip((0, 0, 0, 0), *reports, strict=True)))
+        return IndexReport(*(sum(numbers) for numbers in zip((0, 0, 0, 0, 0), *reports, strict=True)))
 
     def add(self, records: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> IndexReport:
         """
@@ -514,7 +549,7 @@ class InterBERTRetriever:
             if self._process_index == 0 and removed:
                 self._commit([], removed)
 
-    def _check_image_ids(self, records: Sequence[Mapping[str, Any]]):
+    def _check_image_ids(self, records: Sequence[Mapping[str, Any]]) -> set[str]:
         image_ids = [record.get("image_id") for record in records]
         for row, image_id in enumerate(image_ids):
             if not isinstance(image_id, str) or not image_id:
@@ -524,23 +559,22 @@ class InterBERTRetriever:
             raise ValueError(
                 f"Expected every `image_id` once, got {len(repeated)} that come more often: {_some(repeated)}."
             )
+        return set(image_ids)
 
     def _embed_chunk(self, records: Sequence[Mapping[str, Any]]) -> tuple[_Shard | None, set[str], IndexReport]:
         """Of the images of a shard: those that were embedded, the ids that these replace, and a report."""
         chosen, digests, removed = [], [], set()
         num_unchanged = num_without_regions = num_replaced = 0
         for record in records:
-            image_id = record["image_id"]
-            missing = [name for name in REGION_NAMES if name not in record]
-            if missing:
-                raise ValueError(f"image_id {image_id}: expected {', '.join(REGION_NAMES)}, got no {missing[0]}.")
-            record = {**record} | {name: record[name][: self.max_regions] for name in ("features", "boxes")}
-            if len(record["features"]) == 0:
+            image_id, arrays = record["image_id"], _region_arrays(record)
+            for name in ("features", "boxes"):
+                arrays[name] = arrays[name][: self.max_regions]
+            if len(arrays["features"]) == 0:
                 num_without_regions += 1
                 if image_id in self._region_digests:
                     removed.add(image_id)
                 continue
-            digest = _region_digest(record)
+            digest = _region_digest(arrays)
             known_digest = self._region_digests.get(image_id)
             if known_digest == digest:
                 num_unchanged += 1
@@ -548,7 +582,7 @@ class InterBERTRetriever:
             if known_digest is not None:
                 num_replaced += 1
                 removed.add(image_id)
-            chosen.append(record)
+            chosen.append({**record} | {name: arrays[name] for name in ("features", "boxes")})
             digests.append(digest)
         shard = self._store(self._embed(chosen, digests)) if chosen else None
         report = IndexReport(len(chosen) - num_replaced, num_replaced, num_unchanged, num_without_regions)

@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import regex
 
 from .hard_negatives import normalize_caption
 from .tasks.files import Record, numbered_lines, read_records
@@ -40,9 +41,10 @@ CHINESE_CHARACTER = re.compile(
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 
 # Those of HTML, with their semicolon: "&copy" may also be the beginning of a name.
-CHARACTER_REFERENCE = re.compile(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[a-zA-Z][a-zA-Z0-9]*);", re.ASCII)
-# Control characters, format characters such as the zero-width space, and lone surrogates, which cannot be written.
-INVISIBLE_CATEGORIES = ("Cc", "Cf", "Cs")
+CHARACTER_REFERENCE = re.compile(r"&(?:#(\d{1,7})|#[xX]([\da-fA-F]{1,6})|[a-zA-Z][a-zA-Z0-9]*);", re.ASCII)
+# Control characters, and format characters such as the zero-width space.
+INVISIBLE_CATEGORIES = ("Cc", "Cf")
+REPLACEMENT_CHARACTER = "\ufffd"  # what is left of one that could not be read
 # Unicode's categories of opening brackets, opening quotation marks, dashes and low lines, ...
 JOINING_CATEGORIES = ("Ps", "Pi", "Pd", "Pc")
 # ... and further characters that join to what comes next. The full-width forms of ASCII are meant as well.
@@ -51,14 +53,19 @@ JOINING_CHARACTERS = "&@#*/\\|~+=<^:;,.$·•・、×÷±￥¥"
 
 def normalize_characters(text: str) -> str:
     """Characters instead of HTML's names of them, one blank for all white space between words, and no characters that
-    cannot be seen."""
+    cannot be seen or could not be read."""
 
     def unescape(reference: re.Match) -> str:
+        if number := reference[1] or reference[2]:
+            code = int(number, 10 if reference[1] else 16)
+            # Pages write a character beyond U+FFFF also as its two halves, which html.unescape takes for broken ones.
+            return chr(code) if 0xD800 <= code <= 0xDFFF else html.unescape(reference[0])
         # html.unescape also takes a name for the beginning of a longer one: "&copyright;".
-        is_known = reference[0].startswith("&#") or reference[0][1:] in html5
-        return html.unescape(reference[0]) if is_known else reference[0]
+        return html.unescape(reference[0]) if reference[0][1:] in html5 else reference[0]
 
     text = CHARACTER_REFERENCE.sub(unescape, text)
+    # Two halves become one character; one alone goes.
+    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore").replace(REPLACEMENT_CHARACTER, "")
     # Tabs and ends of lines are control characters, but white space.
     visible = [
         character
@@ -79,17 +86,24 @@ def cut_at_word(text: str, words: Sequence[str], max_characters: int) -> str:
 
     Returns:
         `str`: without white space at its end and, if it is cut, without a connector, separator or opening bracket
-        there; empty if the first word is longer.
+        there, and without a part of what is seen as one character; empty if the first word is longer.
     """
     length = 0
     for word in words:
         if length + len(word) > max_characters:
             break
         length += len(word)
+    # jieba takes a flag or a skin tone for several words.
+    length = max((end for end in _character_ends(text) if end <= length), default=0)
     if length < len(text):
         while length and _joins_to_next(text[length - 1]):
             length -= 1
     return text[:length].rstrip()
+
+
+def _character_ends(text: str) -> Iterator[int]:
+    """Where there ends what is seen as one character (an extended grapheme cluster)."""
+    return (found.end() for found in regex.finditer(r"\X", text))
 
 
 def _joins_to_next(character: str) -> bool:
@@ -114,8 +128,9 @@ ADVERTISING_WORDS = (
 )
 # What stands on a page of a shop that sells no product, but takes postage or a difference in price.
 FEE_PHRASES = (
-    *("补差价", "差价专用", "差价链接", "差价专拍", "补运费", "运费补", "运费专用", "运费链接", "运费专拍"),
-    *("补邮费", "邮费补", "邮费专用", "邮费链接", "邮费专拍"),
+    # (Not 运费补: 免运费补水面膜 is a mask that moistens, 补水, free of postage.)
+    *("补差价", "差价专用", "差价链接", "差价专拍", "补运费", "运费专用", "运费链接", "运费专拍"),
+    *("补邮费", "邮费专用", "邮费链接", "邮费专拍"),
 )
 # Letters, digits and Chinese characters. In fewer, one advertising word may be most of a product's name.
 SHORT_TITLE = 8

@@ -40,7 +40,7 @@ def find_word_starts(texts: Sequence[str], encoding: BatchEncoding, unit: Maskin
             Padded; for words of several tokens of a fast tokenizer, and for jieba with `return_offsets_mapping=True`.
         unit (`"token"`, `"word"` or `"jieba"`):
             Words are the tokens; what stands between white space and punctuation, with each Chinese character by
-            itself; or what jieba takes for one.
+            itself; or what jieba takes for one, and nothing less than the words before.
 
     Returns:
         bool `(batch, tokens)`, true also for special tokens and padding.
@@ -52,8 +52,14 @@ def find_word_starts(texts: Sequence[str], encoding: BatchEncoding, unit: Maskin
         return np.ones((len(texts), len(encoding["input_ids"][0])), dtype=bool)
     if unit == "word":
         words = [[-1 if word is None else word for word in encoding.word_ids(i)] for i in range(len(texts))]
-    else:
-        words = [_jieba_words(text, offsets) for text, offsets in zip(texts, encoding["offset_mapping"], strict=True)]
+        return _starts(words)
+    words = [_jieba_words(text, offsets) for text, offsets in zip(texts, encoding["offset_mapping"], strict=True)]
+    # jieba divides what it has no words of, such as full-width letters, into characters.
+    return _starts(words) & find_word_starts(texts, encoding, "word")
+
+
+def _starts(words: Sequence[Sequence[int]]) -> np.ndarray:
+    """Where numbers of words change, or are −1."""
     numbers = np.array(words, dtype=np.int64)
     starts = np.ones(numbers.shape, dtype=bool)
     starts[:, 1:] = (numbers[:, 1:] != numbers[:, :-1]) | (numbers[:, 1:] < 0)

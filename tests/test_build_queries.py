@@ -64,13 +64,23 @@ def test_what_is_drawn_depends_on_texts_ids_and_seed_alone():
     assert queries_of(texts, pool_size=30, seed=1) != queries
 
 
-def test_texts_of_too_many_or_too_few_images_are_left_out():
+def test_texts_of_all_or_too_few_images_are_left_out():
     texts = {"a": ["all", "two", "one"], "b": ["all", "two"], "c": ["all"]}
     queries, too_rare, too_frequent = build_queries.build_queries(texts, pool_size=3, min_relevant=2)
     assert [query.text for query in queries] == ["two"] and too_rare == ["one"] and too_frequent == ["all"]
-    assert build_queries.build_queries(texts, pool_size=2, min_relevant=2) == ([], ["one"], ["all", "two"])
-    # Even a larger pool would have relevant images alone.
     assert build_queries.build_queries(texts, pool_size=9)[2] == ["all"]
+
+
+def test_of_frequent_texts_relevant_images_are_drawn():
+    """Such as categories of products, of which there are few: as many relevant ones as others."""
+    texts = {f"image-{number:03}": ["shoe" if number % 20 else "hat"] for number in range(200)}
+    queries = queries_of(texts, pool_size=50)
+    assert queries["hat"][0] == [f"image-{number:03}" for number in range(0, 200, 20)] and len(queries["hat"][1]) == 50
+    relevant, pool = queries["shoe"]
+    assert len(relevant) == 25 and pool[:25] == relevant == sorted(relevant)
+    # There are ten others, all of which are found; nothing that has the text is taken for one of them.
+    assert sorted(pool[25:]) == queries["hat"][0]
+    assert [len(pool) for _, pool in queries_of(TEXTS, pool_size=2).values()] == [2, 2, 2]
 
 
 def make_regions(counts: list[int], captions: list) -> RegionDataset:
@@ -98,14 +108,17 @@ def test_images_without_regions_do_not_count(tmp_path, monkeypatch, capsys):
     build_queries.main()
     output = capsys.readouterr().out
     assert "Left out, without an image that has regions: 1 texts, such as hat" in output
-    assert "Left out, with relevant images alone in a pool of 2: 1 texts, such as shoe" in output
-    assert "fewer than" not in output
+    assert "fewer than" not in output and "all images" not in output
     # One image is relevant: at most one of five.
-    assert "1 texts with their pools among 4 images" in output and "precision at 5 of 20.0 %" in output
-    assert [query.text for query in read_queries(tmp_path / "queries.jsonl")] == ["boot"]
+    assert "2 texts with their pools among 4 images" in output and "precision at 5 of 20.0 %" in output
+    assert [query.text for query in read_queries(tmp_path / "queries.jsonl")] == ["shoe", "boot"]
 
+    regions = make_regions([1, 1, 1], ["shoe", "shoe", "boot"])
+    monkeypatch.setattr(sys, "argv", [*command, "--min_relevant", "2", "--pool_size", "3"])
+    build_queries.main()
+    assert "Left out, of fewer than 2 images: 1 texts, such as boot" in capsys.readouterr().out
     regions = make_regions([1, 1], ["shoe", "shoe"])
-    with pytest.raises(ValueError, match=r"at least 1 .*, fewer than 2 \(`--pool_size`\) .* 2 images .*, got 1 others"):
+    with pytest.raises(ValueError, match="at least 2 .* and not all of 2 images with regions have, got 1 others"):
         build_queries.main()
 
 

@@ -170,11 +170,11 @@ def test_nothing_recalled_is_an_empty_table(command, tmp_path):
 
 
 def test_topics_of_a_file(command, tmp_path):
-    (tmp_path / "topics.txt").write_text("红色 <圆形>\r\n a ring \n\na ring\n", encoding="utf-8-sig")
+    (tmp_path / "topics.txt").write_text("红色\u2028<圆形>\r\n a ring \n\na ring\n", encoding="utf-8-sig")
     command = [*command[: command.index("--topic")], "--topics", tmp_path / "topics.txt", "--threshold", "0"]
     run(*command, "--output_file", tmp_path / "a.jsonl")
     rows = read_rows(tmp_path / "a.jsonl")
-    assert [row["topic"] for row in rows] == ["红色 <圆形>"] * NUM_IMAGES + ["a ring"] * NUM_IMAGES
+    assert [row["topic"] for row in rows] == ["红色\u2028<圆形>"] * NUM_IMAGES + ["a ring"] * NUM_IMAGES
 
 
 def test_contact_sheet(command, scenes, tmp_path, capsys):
@@ -390,7 +390,7 @@ def test_bad_arguments(arguments, message, capsys):
         ("\n \n", "expected at least one topic, got none"),
         ("", "expected at least one topic, got none"),
         (None, "expected a text file"),
-        (b"\xff\xfe\xff", "expected a text file"),
+        (b"\xff\xfe\xff", "topics.txt: expected text in UTF-8"),
     ],
 )
 def test_bad_topics(tmp_path, text, message):

@@ -438,6 +438,35 @@ def test_programs_that_have_the_same_index_open(model, processor, tmp_path):
     assert sorted(one.image_ids) == sorted(other.image_ids) == sorted(fresh.image_ids)
 
 
+def test_what_another_program_has_removed_is_not_saved(model, processor, tmp_path):
+    one, other = (make_retriever(model, processor, tmp_path / "own") for _ in range(2))
+    one.index(make_records())
+    other.search(TEXTS[0])
+    one.remove(["image-01", "image-02"])
+    other.save(tmp_path / "saved")
+    assert_same_results(InterBERTRetriever.load(tmp_path / "saved", model, processor), one)
+
+
+def test_images_that_are_no_more_go_by_what_is_there(model, processor, tmp_path):
+    one, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
+    records = make_records(12)
+    one.index(records)
+    assert other.index(records[3:], remove_others=True) == IndexReport(0, 0, 9, 0, num_removed=3)
+    assert one.index(records[3:], remove_others=True) == IndexReport(0, 0, 9, 0, num_removed=0)
+    assert one.index([*records[:2], tiny_record("image-05", 0, 1)], remove_others=True) == IndexReport(2, 0, 0, 1, 8)
+    assert sorted(one.image_ids) == ["image-00", "image-01"]
+
+
+def test_the_same_regions_as_other_numbers_are_not_embedded_again(model, processor, tmp_path):
+    own = make_retriever(model, processor, tmp_path)
+    record = tiny_record("a", 3, seed=1)
+    record["features"] = record["features"].astype(np.float16)
+    own.index(record)
+    as_lists = record | {name: record[name].astype(float).tolist() for name in ("features", "boxes")}
+    assert own.index(as_lists | {"width": float(record["width"])}).num_unchanged == 1
+    assert own.index(record | {"features": torch.from_numpy(record["features"])}).num_unchanged == 1
+
+
 def test_an_index_that_is_changed_during_a_search(model, processor, tmp_path, monkeypatch):
     own, other = (make_retriever(model, processor, tmp_path) for _ in range(2))
     own.index(make_records())
@@ -515,6 +544,9 @@ def test_bad_regions_leave_what_was_there(model, processor, tmp_path):
         own.index([tiny_record("good", 2, seed=1), bad | {"features": np.zeros((2, 5), np.float32)}])
     with pytest.raises(ValueError, match="image_id bad: expected features, boxes, width, height, got no boxes"):
         own.index([{name: value for name, value in bad.items() if name != "boxes"}])
+    for name, value in (("features", None), ("features", [[1.0], [1.0, 2.0]]), ("boxes", [1, 2]), ("width", "wide")):
+        with pytest.raises(ValueError, match=f"image_id bad: expected {name} that are numbers of . dimensions, got "):
+            own.index([bad | {name: value}])
     with pytest.raises(ValueError, match="Expected images that are not in the index, got 2 that are: image-00, image-"):
         own.add([tiny_record("good", 2, seed=1), *make_records(2)])
     with pytest.raises(ValueError, match="Expected images that are in the index, got 1 that are not: unknown"):

@@ -44,6 +44,10 @@ def test_characters():
     )
     # Half of an emoji, in a title that was cut behind 16 bits.
     assert normalize_characters("红裙 \ud83d") == "红裙"
+    # Both halves, as some pages write them; one of them; what was not read on the way here; and no character at all.
+    assert normalize_characters("红&#55357;&#56832;裙&#xD83D;&#xde00;") == "红\U0001f600裙\U0001f600"
+    assert normalize_characters("红&#55357;裙&#56832;&#56832;女&#55357;") == "红裙女"
+    assert normalize_characters("宏基宏\ufffdacer &#9999999;&#0;") == "宏基宏acer"
 
 
 def test_width_and_simplified_characters_only_when_asked():
@@ -84,6 +88,16 @@ def test_nothing_dangles_behind_a_cut(kept, words):
     assert cut_at_word(kept + "/", [kept, "/"], 36) == kept + "/"
 
 
+@pytest.mark.parametrize(
+    "last", ["\U0001f1e8\U0001f1f3", "\U0001f44d\U0001f3fd", "e\u0301"], ids=["flag", "tone", "accent"]
+)
+def test_no_character_is_cut_in_two(last):
+    """jieba takes what is seen as one character for several words."""
+    title = "裙" * 35 + last + "连衣裙"
+    assert TitleCleaner()(title) == "裙" * 35
+    assert TitleCleaner(max_characters=37)(title) == "裙" * 35 + last
+
+
 def test_titles_are_cut_as_jieba_finds_words():
     # 我 来到 北京 清华大学: the last word ends at 9 characters.
     title = "我来到北京清华大学"
@@ -116,6 +130,9 @@ def test_spam():
     assert is_spam("测试！") == "测试" and is_spam("包邮 特价") == "包邮 特价"
     assert is_spam("包邮 特价 现货 裙") == "包邮 特价 现货"
     assert WordListSpamFilter(max_share=0)("测试仪") == "测试"
+    # No fee: masks that moisten (补水), and so on, free of postage.
+    titles = ("玻尿酸面膜10片免运费补水保湿美白", "全国免运费补血阿胶膏", "免邮费补光灯直播美颜灯")
+    assert [is_spam(title) for title in titles] == [None] * 3
     # A fee, whatever else there is.
     assert is_spam("牛杂酱料世家红色连衣裙女装 差价专用") == "差价专用"
     assert is_spam("红色连衣裙女") is None

@@ -50,6 +50,13 @@ def test_chinese_words(tokenizer):
     assert starts_of(tokenizer, ["", "红色"], "jieba") == [[1, 1, 1, 1], [1, 1, 0, 1]]
 
 
+def test_jieba_divides_no_word_of_the_tokenizer(tmp_path):
+    """It knows words of ASCII's letters alone, and divides others into characters."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, "ｓ", "##ｔ", "裙", "子"]), encoding="utf-8")
+    assert list(words.import_jieba().cut("ｓｔ裙子")) == ["ｓ", "ｔ", "裙子"]
+    assert starts_of(BertTokenizer(str(tmp_path / "vocab.txt")), ["ｓｔ裙子"], "jieba") == [[1, 1, 0, 1, 0, 1]]
+
+
 def test_tokens_as_words(tokenizer):
     assert starts_of(tokenizer, ["plays 红色", "a"], "token") == [[1] * 6] * 2
 
