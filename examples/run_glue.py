@@ -172,17 +172,39 @@ def _load_files(args: GLUEArguments, split: str) -> list[GLUEExample] | None:
 
 
 def _load_dataset(args: GLUEArguments, split: str) -> list[GLUEExample] | None:
-    name = getattr(args, f"{split}_split")
+    dataset = _open_dataset(args, getattr(args, f"{split}_split"))
+    return None if dataset is None else read_glue_dataset(dataset, args.task_name)
+
+
+def _open_dataset(args: GLUEArguments, name: str) -> datasets.Dataset | None:
     path, config_name = str(Path(args.dataset_name).expanduser()), args.dataset_config_name
     try:
         if config_name is None and args.task_name in datasets.get_dataset_config_names(path):
             config_name = args.task_name
         if name.split("[")[0] not in datasets.get_dataset_split_names(path, config_name):
             return None
-        dataset = datasets.load_dataset(path, config_name, split=name)
+        return datasets.load_dataset(path, config_name, split=name)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise ValueError(f"Could not load split {name!r} of the dataset {path!r}: {error}") from error
-    return read_glue_dataset(dataset, args.task_name)
+
+
+def _check_apart(args: GLUEArguments):
+    """
+    Raises:
+        ValueError: rows are both in the split to train on and in that to evaluate on, as of train and train[:10%].
+    """
+    names = (args.train_split, args.validation_split)
+    bases = {name.split("[")[0] for name in names}
+    whole = _open_dataset(args, min(bases)) if len(bases) == 1 else None
+    if whole is None:
+        return
+    lengths = {min(bases): len(whole)}
+    (train,), (validation,) = (datasets.ReadInstruction.from_spec(name).to_absolute(lengths) for name in names)
+    num_shared = min(train.to, validation.to) - max(train.from_, validation.from_)
+    if num_shared > 0:
+        raise ValueError(
+            f"Evaluation needs other rows than the training, got {' and '.join(names)}, which share {num_shared:,}."
+        )
 
 
 def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list[GLUEExample]]:
@@ -194,8 +216,8 @@ def load_splits(task_args: TaskArguments, args: GLUEArguments) -> dict[str, list
     """
     source = args.data_dir or args.dataset_name
     is_held_out = args.validation_fraction is not None
-    if task_args.do_train and task_args.do_eval and not is_held_out and args.train_split == args.validation_split:
-        raise ValueError(f"Evaluation needs another split than that of the training, got {args.train_split} for both.")
+    if task_args.do_train and task_args.do_eval and not is_held_out:
+        _check_apart(args)
     validation, train = None if is_held_out else load_split(args, "validation"), None
     if task_args.do_train or (task_args.do_eval and is_held_out):
         train = load_split(args, "train")

@@ -118,7 +118,8 @@ def test_chinese_recipes(name):
 
 def test_chinese_recipes_at_a_size_for_one_cpu():
     folder = RECIPES / "flickr8k_chinese"
-    model, data, objectives, *_ = pretraining_arguments(folder / "pretrain.yaml")
+    from_scratch = RECIPES / "flickr8k_from_scratch" / "pretrain.yaml"
+    model, data, objectives, *_ = pretraining_arguments(from_scratch, folder / "pretrain.yaml")
     config = InterBERTConfig()
     config.update_from_string(model.config_overrides)
     assert (config.hidden_size, config.num_hidden_layers, config.vision_hidden_dropout_prob) == (256, 1, 0)

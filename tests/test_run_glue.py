@@ -258,10 +258,22 @@ def test_errors_of_models(glue, tmp_path, arguments, message):
         run(glue, "rte", tmp_path, "--bert_name_or_path", str(glue / "bert"), *arguments)
 
 
-def test_sentences_that_are_trained_on_are_not_evaluated():
-    args = GLUEArguments("rte", dataset_name="org/glue", validation_split="train")
-    with pytest.raises(ValueError, match="another split than that of the training, got train for both"):
-        load_splits(TaskArguments(do_train=True, do_eval=True), args)
+def test_sentences_that_are_trained_on_are_not_evaluated(glue, tmp_path):
+    sentences = [example.sentence1 for example in read_glue(glue / "CoLA" / "train.tsv", "cola")][:40]
+    dataset = datasets.Dataset.from_dict({"sentence": sentences, "label": [0, 1] * 20})
+    dataset.to_parquet(tmp_path / "data" / "train.parquet")
+    both = TaskArguments(do_train=True, do_eval=True)
+    for train, validation, message in (
+        ("train", "train", "got train and train, which share 40"),
+        ("train", "train[:10]", r"got train and train\[:10\], which share 10"),
+        ("train[:80%]", "train[75%:]", "which share 2"),
+    ):
+        splits = {"train_split": train, "validation_split": validation}
+        with pytest.raises(ValueError, match=message):
+            load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **splits))
+    apart = {"train_split": "train[:75%]", "validation_split": "train[75%:]"}
+    splits = load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **apart))
+    assert [example.sentence1 for own in splits.values() for example in own] == sentences
 
 
 def test_a_model_of_another_task_or_architecture_is_refused(glue, bert_on_rte, tmp_path):
