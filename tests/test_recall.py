@@ -5,7 +5,6 @@ import csv
 import functools
 import html
 import io
-import json
 import os
 import re
 import subprocess
@@ -26,6 +25,7 @@ from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
 from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA, InterBERTRetriever, retriever
 from processing import InterBERTProcessor, load_region_dataset
+from processing.tasks.files import read_records
 
 NUM_IMAGES = 30
 TOPICS = ["a large red circle", "two stars", "there is a ring in the picture"]
@@ -89,7 +89,7 @@ def command(scenes, model_dir) -> list[str | Path]:
 
 def read_rows(path: Path) -> list[dict]:
     if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [dict(record) for record in read_records(path)]
     if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     with open(path, encoding="utf-8", newline="") as file:
