@@ -46,7 +46,7 @@ PIPELINES = {
     ),
 }
 
-# Sizes that an InterBERT takes over from the BERT that it starts from.
+# What an InterBERT takes over from the BERT that it starts from.
 BERT_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -60,6 +60,7 @@ BERT_FIELDS = (
     "initializer_range",
     "layer_norm_eps",
     "pad_token_id",
+    "tie_word_embeddings",
 )
 
 DROPOUTS = (
@@ -144,6 +145,7 @@ class InterBERTConfig(PreTrainedConfig):
     """
 
     model_type = "interbert"
+    keys_to_ignore_at_inference = ["mlm_loss", "region_loss", "itm_loss"]
 
     vocab_size: int = 30522
     hidden_size: int = 768

@@ -109,6 +109,14 @@ def load_model(
     if any(regions.region_feature_size != region_feature_size for regions in splits):
         raise ValueError(f"All splits must have features as wide as the first, {region_feature_size}.")
     if args.model_name_or_path is not None:
+        model_type = InterBERTConfig.get_config_dict(args.model_name_or_path, revision=args.model_revision)[0].get(
+            "model_type"
+        )
+        if model_type != InterBERTConfig.model_type:
+            raise ValueError(
+                f"`--model_name_or_path` must be an InterBERT checkpoint, got {args.model_name_or_path} of model_type "
+                f"{model_type!r}. `--bert_name_or_path` starts from a BERT."
+            )
         model, info = model_class.from_pretrained(
             args.model_name_or_path,
             revision=args.model_revision,
@@ -159,7 +167,8 @@ def load_model(
             f"{model.config.vocab_size}."
         )
     # Whoever opens the checkpoint gets what was measured.
-    model.config.region_detector = find_region_detector(args, splits, model.config.region_detector)
+    of_checkpoint = processor.region_detector or model.config.region_detector
+    model.config.region_detector = find_region_detector(args, splits, of_checkpoint)
     processor.region_detector = model.config.region_detector
     if max_length is not None:
         processor.tokenizer.model_max_length = max_length
@@ -180,7 +189,8 @@ def find_region_detector(
     of_dataset = dict(splits[0].region_detector or {}) if splits else {}
     limits = {name: of_dataset[name] for name in LIMITS if name in of_dataset}
     if args.region_detector is not None:
-        detector = {"name_or_path": args.region_detector}
+        is_of_dataset = of_dataset.get("name_or_path") == args.region_detector
+        detector = of_dataset if is_of_dataset else {"name_or_path": args.region_detector}
         if args.region_detector_revision is not None:
             detector["revision"] = args.region_detector_revision
         # Of a detector that was a folder the dataset knows the backbone.

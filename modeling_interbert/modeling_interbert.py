@@ -464,14 +464,19 @@ class InterBERTPreTrainedModel(PreTrainedModel):
                 `"release"`: the first layers become the interaction module, the following ones the text stream.
                 The word head takes BERT's, where this model has one and the checkpoint has it too.
             kwargs: Where and how BERT is found: `revision`, `cache_dir`, `token` and the like of `from_pretrained`.
+                Not how the new model is held: move it, or call `set_attn_implementation`.
 
         Returns:
             The model. Its attribute `names_from_bert` lists the parameters that were taken from BERT, for a learning
             rate of their own; it is not saved.
 
         Raises:
-            `ValueError`: the checkpoint is no BERT, has too few layers, or differs in what both must share.
+            `ValueError`: the checkpoint is no BERT, has too few layers, or differs in what both must share; `dtype`,
+                `attn_implementation` or `device_map` is given.
         """
+        ours = {"dtype", "attn_implementation", "device_map"} & kwargs.keys()
+        if ours:
+            raise ValueError(f"`from_bert` makes a model in float32 on the CPU: expected no {', '.join(sorted(ours))}.")
         bert_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **kwargs)
         if bert_config.model_type != "bert":
             raise ValueError(
@@ -481,18 +486,27 @@ class InterBERTPreTrainedModel(PreTrainedModel):
         if config is None:
             config = cls.config_class.from_bert_config(bert_config, layout=layout)
         names = bert_weight_names(config, bert_config, layout)
-        if {"BertForMaskedLM", "BertForPreTraining"} & set(bert_config.architectures or []):
-            bert_weights = BertForMaskedLM.from_pretrained(pretrained_model_name_or_path, **kwargs).state_dict()
+        model = cls(config)
+        if hasattr(model, "mlm_head"):
+            bert, info = BertForMaskedLM.from_pretrained(
+                pretrained_model_name_or_path, output_loading_info=True, **kwargs
+            )
+            bert_weights = bert.state_dict()
+            # What the checkpoint lacks is random there. An output matrix alone, tied to the embeddings, is no head.
+            has_head = not any(name.startswith("cls.predictions.transform.") for name in info["missing_keys"])
+            if not has_head:
+                bert_weights = {name: weight for name, weight in bert_weights.items() if name.startswith("bert.")}
+            elif config.tie_word_embeddings and not bert_config.tie_word_embeddings:
+                raise ValueError("`tie_word_embeddings` must be that of the BERT checkpoint, False, got True.")
         else:
             bert = BertModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
             bert_weights = {f"bert.{name}": weight for name, weight in bert.state_dict().items()}
 
-        model = cls(config)
         model.names_from_bert = []
         model_weights = model.state_dict()
         prefix = "" if model.base_model is model else f"{cls.base_model_prefix}."
-        if model.config.tie_word_embeddings:
-            del names["cls.predictions.decoder.weight"]  # an untied one would replace the word embeddings
+        if config.tie_word_embeddings:
+            del names["cls.predictions.decoder.weight"]
         for bert_name, name in names.items():
             name = name if name.startswith("mlm_head.") else prefix + name
             if bert_name in bert_weights and name in model_weights:
@@ -572,7 +586,7 @@ def bert_weight_names(config: InterBERTConfig, bert_config, layout: str) -> dict
         "cls.predictions.transform.LayerNorm.weight": "mlm_head.layer_norm.weight",
         "cls.predictions.transform.LayerNorm.bias": "mlm_head.layer_norm.bias",
         "cls.predictions.decoder.weight": "mlm_head.decoder.weight",
-        "cls.predictions.bias": "mlm_head.decoder.bias",
+        "cls.predictions.decoder.bias": "mlm_head.decoder.bias",
     }
 
 
@@ -1367,6 +1381,7 @@ class InterBERTForMultipleChoice(InterBERTPreTrainedModel):
             raise ValueError(
                 f"Text and regions must have the same batch size, got {text.shape[0]} and {regions.shape[0]}."
             )
+        check_regions(self.config, region_features, region_boxes, region_attention_mask, region_embeds)
         num_choices = text.shape[1]
 
         def share(tensor):

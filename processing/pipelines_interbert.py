@@ -65,14 +65,16 @@ class RegionPipeline(ChunkPipeline):
         self._rows: dict[str, int] | None = None  # by image id, once one is asked for
 
     def __call__(self, inputs: Any, **kwargs):
-        if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        if isinstance(inputs, list) and not inputs:
             return []
         return super().__call__(inputs, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):
         """Saves the model and the processor, so that [`pipeline`] opens them again."""
         super().save_pretrained(save_directory, **kwargs)  # which saves the tokenizer alone
-        self.processor.save_pretrained(save_directory)
+        self.processor.save_pretrained(os.fspath(save_directory), **kwargs)
 
     def _sanitize_parameters(self, **kwargs) -> tuple[dict, dict, dict]:
         if kwargs:

@@ -529,7 +529,9 @@ class InterBERTProcessor(ProcessorMixin):
 
         Args:
             outputs ([`ModelOutput`]):
-                What any InterBERT model in evaluation mode returned for `inputs` with `output_attentions=True`.
+                What any InterBERT model in evaluation mode returned for `inputs` with `output_attentions=True`. Of
+                choices those of [`InterBERTForMultipleChoice`] with its texts as `(batch_size * choices,
+                sequence_length)` and each image once for every choice.
             inputs (`Mapping[str, Any]`):
                 What the processor returned. Text or regions may be missing; a batch of 1 on either side goes with every
                 item of the other. Read are:

@@ -1,6 +1,8 @@
 """Starting from a BERT: every InterBERT hidden state of a text must be the BERT's own."""
 
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -84,6 +86,42 @@ def test_word_head_equals_berts(berts, bert_class):
     # The release layout's text stream is the second half of BERT, so that its word head fits as it is.
     model = InterBERTForPreTraining.from_bert(str(folder), layout="release").eval()
     assert_close(model(**text()).mlm_logits, expected)
+
+
+@torch.no_grad()
+def test_the_word_head_is_known_by_the_weights(berts, tmp_path):
+    """Not by what the configuration says of them."""
+    bert, folder = berts["BertForMaskedLM"]
+    with_head, without_head = tmp_path / "with", tmp_path / "without"
+    headless = berts["BertModel"][1]
+    for source, target, architectures in ((folder, with_head, None), (headless, without_head, ["BertForMaskedLM"])):
+        shutil.copytree(source, target)
+        config = json.loads((target / "config.json").read_text())
+        (target / "config.json").write_text(json.dumps(config | {"architectures": architectures}))
+    model = InterBERTForPreTraining.from_bert(str(with_head), layout="release")
+    assert_close(model(**text()).mlm_logits, bert(**text()).logits)
+    model = InterBERTForPreTraining.from_bert(str(without_head), layout="release")
+    assert not [name for name in model.names_from_bert if name.startswith("mlm_head.")]
+    assert not model.mlm_head.dense.bias.any()
+
+
+@torch.no_grad()
+def test_an_output_matrix_of_its_own_is_taken_over(tmp_path):
+    torch.manual_seed(0)
+    config = BertConfig(**BERT.to_dict() | {"tie_word_embeddings": False})
+    bert = perturb(BertForMaskedLM(config)).eval()
+    bert.save_pretrained(tmp_path)
+    model = InterBERTForPreTraining.from_bert(str(tmp_path), layout="release")
+    assert not model.config.tie_word_embeddings
+    assert_close(model(**text()).mlm_logits, bert(**text()).logits)
+    tied = InterBERTConfig.from_bert_config(config, layout="release", tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="`tie_word_embeddings` must be that of the BERT checkpoint, False, got True"):
+        InterBERTForPreTraining.from_bert(str(tmp_path), config=tied, layout="release")
+
+
+def test_how_the_new_model_is_held_is_not_said_to_bert(berts):
+    with pytest.raises(ValueError, match="in float32 on the CPU: expected no attn_implementation, dtype"):
+        InterBERTModel.from_bert(str(berts["BertModel"][1]), dtype=torch.bfloat16, attn_implementation="eager")
 
 
 def test_the_rest_is_initialised_randomly(berts):

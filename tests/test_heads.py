@@ -263,6 +263,13 @@ BAD_INPUTS = [
         choices(tiny_text()) | tiny_regions(),
         "Text and regions must have the same batch size, got 2 and 3.",
     ),
+    (
+        InterBERTForMultipleChoice,
+        choices(tiny_text())
+        | {name: value[:2] for name, value in tiny_regions().items()}
+        | {"region_embeds": torch.zeros(2, 6, 16)},
+        "Give either `region_features` and `region_boxes` or `region_embeds`, not both.",
+    ),
 ]
 
 

@@ -406,6 +406,13 @@ def test_limits_are_tightened():
             {"name_or_path": "c", "revision": "r", "max_regions": 100},
         ),
         ("a", {"name_or_path": "windows", "grids": [2], "backbone": "b"}, "c", {"name_or_path": "a"}),
+        # The dataset's own, by its name.
+        (
+            "windows",
+            {"name_or_path": "windows", "grids": [2], "backbone": "b", "backbone_revision": "r"},
+            "c",
+            {"name_or_path": "windows", "grids": [2], "backbone": "b", "backbone_revision": "r"},
+        ),
         ("a", {"backbone": "b", "max_regions": 9}, None, {"name_or_path": "a", "backbone": "b", "max_regions": 9}),
     ],
 )

@@ -1,13 +1,17 @@
 """The pipelines, opened from a saved checkpoint by `transformers.pipeline`, against the plain model."""
 
 import json
+import os
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from model_fixtures import NUM_LABELS, TINY, task_model, tiny_processor, tiny_record
 from transformers import AutoConfig, AutoModel, pipeline
+from transformers.utils import PushToHubMixin
 
 from modeling_interbert import (
     InterBERTForImageRetrieval,
@@ -251,6 +255,22 @@ def test_nothing_and_parts_of_inputs(open_pipeline):
     assert answerer([]) == answerer([], question="a") == []
     inputs = [{"image": record} for record in RECORDS[:2]]
     assert answerer(inputs, question=TEXTS[0]) == answerer(RECORDS[:2], question=TEXTS[0])
+    whole = [{"image": record, "question": TEXTS[0]} for record in RECORDS[:2]]
+    assert answerer(tuple(whole)) == answerer(whole) == answerer(tuple(RECORDS[:2]), question=TEXTS[0])
+    assert answerer(()) == []
+
+
+def test_processor_and_code_are_pushed_with_the_model(open_pipeline, tmp_path, monkeypatch):
+    pipe, _ = open_pipeline(InterBERTForVQA, VQA)
+    uploaded = set()
+
+    def upload(self, folder, *arguments, **options):
+        uploaded.update(os.listdir(folder))
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **options: Mock(repo_id=repo_id))
+    pipe.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="org/saved")
+    assert {"model.safetensors", "processor_config.json", "tokenizer.json", "pipelines_interbert.py"} <= uploaded
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

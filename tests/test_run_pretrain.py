@@ -395,6 +395,25 @@ def test_bad_model_arguments(arguments, message):
         ModelArguments(**arguments)
 
 
+def test_another_model_is_not_taken_for_an_interbert(tmp_path):
+    """All of its weights would be new."""
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
+    tiny_processor().save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match="an InterBERT checkpoint, got .* of model_type 'bert'. `--bert_name_or"
+    ):
+        load_model(InterBERTForPreTraining, ModelArguments(model_name_or_path=str(tmp_path)), [])
+
+
+def test_a_detector_that_the_processor_alone_names_stays(tmp_path):
+    task_model(InterBERTForPreTraining).save_pretrained(tmp_path)
+    processor = tiny_processor()
+    processor.region_detector = {"name_or_path": "org/detector"}
+    processor.save_pretrained(tmp_path)
+    model, processor = load_model(InterBERTForPreTraining, ModelArguments(model_name_or_path=str(tmp_path)), [])
+    assert model.config.region_detector == processor.region_detector == {"name_or_path": "org/detector"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_checkpoints_of_half_precision_are_trained_in_full(tmp_path, dtype):
     """A step of a small learning rate, or of a moving average, would change nothing in so few digits."""
