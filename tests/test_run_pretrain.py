@@ -399,9 +399,7 @@ def test_another_model_is_not_taken_for_an_interbert(tmp_path):
     """All of its weights would be new."""
     BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)
-    with pytest.raises(
-        ValueError, match="an InterBERT checkpoint, got .* of model_type 'bert'. `--bert_name_or"
-    ):
+    with pytest.raises(ValueError, match="an InterBERT checkpoint, got .* of model_type 'bert'. `--bert_name_or"):
         load_model(InterBERTForPreTraining, ModelArguments(model_name_or_path=str(tmp_path)), [])
 
 
