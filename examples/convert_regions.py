@@ -8,10 +8,11 @@ destination is a file of another format. On a CPU, without a download:
     python examples/convert_regions.py outputs/tiny_scenes.tsv outputs/tiny_regions --rows_per_shard 50 \\
         --dtype float16 --min_confidence 0.2 --max_regions 4
 
-Features of COCO with captions, without the images that Flickr30K tests on, from two files, by eight processes:
+Features of COCO with captions, without the photographs that Flickr30K tests on (by their ids in COCO, whose
+`flickr_url` names them), from two files, by eight processes:
 
     python examples/convert_regions.py train2014_obj36.tsv val2014_obj36.tsv outputs/coco_regions --dtype float16 \\
-        --captions dataset_coco.json --captions_split train+restval --exclude_images flickr30k_test_images.txt \\
+        --captions dataset_coco.json --captions_split train+restval --exclude_images coco_ids_of_flickr30k.txt \\
         --on_error skip --num_proc 8 --push_to_hub
 
 The same with questions; each split is converted by itself, into one folder:
@@ -102,7 +103,10 @@ def parse_args() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
         "COCO's JSON.",
     )
     images.add_argument(
-        "--exclude_images", nargs="+", help="Leaves out the images of these files: an id in each line, or a JSON list."
+        "--exclude_images",
+        nargs="+",
+        help="Leaves out the images of these files: an id in each line, or a JSON list. They are known by the ids that "
+        "they have in the source: the same photograph under another id stays.",
     )
     images.add_argument(
         "--on_error",
