@@ -16,7 +16,8 @@ def parse_arguments(dataclass_types: Sequence[type], description: str, arguments
     """
     Reads dataclasses of arguments from the recipes of `--recipe` and from the command line, which has the last word.
 
-    A recipe is a YAML file of argument names and values. Of several, the later one has precedence.
+    A recipe is a YAML file of argument names and values. Of several, behind one `--recipe` or more, the later one has
+    precedence.
 
     Args:
         arguments: By default those of the command line.
@@ -31,11 +32,13 @@ def parse_arguments(dataclass_types: Sequence[type], description: str, arguments
     parser.add_argument(
         "--recipe",
         nargs="+",
-        help="YAML files of arguments, such as those in examples/recipes/; the command line wins.",
+        action="extend",
+        help="YAML files of arguments, such as those in examples/recipes/; the later one wins, and the command line over "
+        "all of them.",
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     recipes = argparse.ArgumentParser(add_help=False)
-    recipes.add_argument("--recipe", nargs="+", default=[])
+    recipes.add_argument("--recipe", nargs="+", action="extend", default=[])
     paths = recipes.parse_known_args(arguments)[0].recipe
     try:
         from_recipes = [argument for path in paths for argument in recipe_arguments(path, parser)]

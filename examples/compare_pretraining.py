@@ -18,21 +18,22 @@ for masked words and objects, 70.3 for both in two stages), on eight GPUs:
 
     python examples/compare_pretraining.py --output_dir outputs/objectives --seeds 1 2 \\
         --launcher "accelerate launch --config_file examples/accelerate_configs/eight_gpus_bf16.yaml" \\
-        --base_recipe examples/recipes/pretrain_base.yaml --recipes examples/recipes/one_stage_mlm_mom.yaml \\
-            examples/recipes/one_stage_msm_mrm.yaml examples/recipes/two_stage.yaml \\
+        --recipes examples/recipes/one_stage_mlm_mom.yaml examples/recipes/one_stage_msm_mrm.yaml \\
+            examples/recipes/two_stage.yaml \\
         --finetuning "run_image_retrieval.py --recipe examples/recipes/flickr30k_retrieval.yaml \\
             --dataset_name org/flickr30k-regions" \\
-        -- --dataset_name org/my-regions
+        -- --recipe examples/recipes/pretrain_base.yaml --dataset_name org/my-regions
 
 With and without the weights of a BERT, otherwise alike:
 
     python examples/compare_pretraining.py --output_dir outputs/initialization --seeds 1 2 \\
-        --base_recipe examples/recipes/flickr8k/pretrain.yaml --recipes examples/recipes/flickr8k/two_stage.yaml \\
+        --recipes examples/recipes/flickr8k/two_stage.yaml \\
         --models "BERT=--bert_name_or_path MINILM" \\
             "scratch=--tokenizer_name MINILM --config_name outputs/initialization/two_stage-BERT-seed1" \\
-        -- --dataset_name FOLDER
+        -- --recipe examples/recipes/flickr8k/pretrain.yaml --dataset_name FOLDER
 
-What stands behind `--` are arguments of run_pretrain.py, which all runs get. A comparison that was stopped goes on when
+What stands behind `--` are arguments of run_pretrain.py, which all runs get; a recipe among them comes before the one
+that is compared. A comparison that was stopped goes on when
 the same command is given again; after each run it writes what is there: `comparison.json`, `comparison.md` and
 `comparison.png`.
 """
@@ -65,7 +66,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--recipes", nargs="+", type=Path, required=True, help="One YAML file for each way to pretrain."
     )
-    parser.add_argument("--base_recipe", type=Path, help="YAML file of what all of them share.")
     add_models_argument(parser, "run_pretrain.py", required=False)
     parser.add_argument(
         "--finetuning",
@@ -91,8 +91,7 @@ def pretrain(
     Returns:
         What was measured after the last epoch of both, of the finetuning as `finetuned_*`.
     """
-    recipes = [str(path) for path in (args.base_recipe, recipe) if path is not None]
-    arguments = ["--recipe", *recipes, *args.arguments, *own_arguments, "--seed", str(seed)]
+    arguments = [*args.arguments, *own_arguments, "--recipe", str(recipe), "--seed", str(seed)]
     folder = args.output_dir / f"{folder_name(name)}-seed{seed}"
     measured = run_once("run_pretrain.py", arguments, folder, args.launcher)
     if args.finetuning is None:

@@ -47,6 +47,8 @@ def test_the_command_line_wins_over_recipes_and_the_later_recipe_over_the_earlie
     args = parse("--recipe", first, second, "--names", "e", "--choice", "y")
     assert args == Numbers(count=4, rate=1e-4, names=["e"], flag=True, choice="y", scheduler=SchedulerType.COSINE)
     assert parse("--recipe", second, first).names == ["b", "c,d"]
+    repeated = parse("--recipe", second, "--choice", "y", "--recipe", first)
+    assert (repeated.count, repeated.scheduler, repeated.choice) == (3, SchedulerType.COSINE, "y")
     assert parse("--count", "1") == Numbers(count=1)
 
 

@@ -143,7 +143,7 @@ def test_runs_are_started_by_a_launcher(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(sys, "argv", command)
     compare_pretraining.main()
     assert commands[0][:4] == ["accelerate", "launch", "--config_file", "a b.yaml"]
-    assert commands[0][4:7] == [str(comparison.EXAMPLES / "run_pretrain.py"), "--recipe", "a.yaml"]
+    assert commands[0][4:7] == [str(comparison.EXAMPLES / "run_pretrain.py"), "--dataset_name", "d"]
     # Of other processes, the batch is another.
     command[command.index("--launcher") + 1] = "accelerate launch"
     with pytest.raises(ValueError, match="must be a run of accelerate launch run_pretrain.py .*, got one of "):
@@ -172,11 +172,14 @@ def test_bad_launchers(tmp_path, monkeypatch, capsys, launcher, message):
 
 def test_recipes_of_pretraining_are_compared(tmp_path, commands, monkeypatch, capsys):
     recipes = [str(tmp_path / f"{name}.yaml") for name in ("base", "a", "b")]
-    command = ["compare_pretraining.py", "--base_recipe", recipes[0], "--recipes", *recipes[1:], "--seeds", "1", "2"]
-    command += ["--output_dir", str(tmp_path / "out"), "--", "--dataset_name", "d"]
+    command = ["compare_pretraining.py", "--recipes", *recipes[1:], "--seeds", "1", "2"]
+    command += ["--output_dir", str(tmp_path / "out"), "--", "--recipe", recipes[0], "--dataset_name", "d"]
     monkeypatch.setattr(sys, "argv", command)
     compare_pretraining.main()
-    assert commands[3][2:-4] == ["--recipe", recipes[0], recipes[2], "--dataset_name", "d", "--seed", "2"]
+    assert commands[3][2:-4] == [
+        *("--recipe", recipes[0], "--dataset_name", "d"),  # before the one that is compared, which wins
+        *("--recipe", recipes[2], "--seed", "2"),
+    ]
     compare_pretraining.main()
     assert len(commands) == 4
     # Recipe a has the first and the third run, b the second and the fourth.
@@ -217,7 +220,7 @@ def test_starting_points_of_pretraining_are_compared(tmp_path, commands, monkeyp
     monkeypatch.setattr(sys, "argv", command)
     compare_pretraining.main()
     assert [command[2:-3] for command in commands] == [
-        ["--recipe", recipe, "--dataset_name", "d", *own, "--seed", "1", "--output_dir"]
+        ["--dataset_name", "d", *own, "--recipe", recipe, "--seed", "1", "--output_dir"]
         for own in (["--bert_name_or_path", "b"], ["--tokenizer_name", "b"])
     ]
     lines = (tmp_path / "out" / "comparison.md").read_text().splitlines()
