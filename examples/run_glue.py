@@ -108,7 +108,10 @@ class GLUEArguments:
         default=None,
         metadata={"help": "Configuration of the dataset. By default that of the task's name, if there is one."},
     )
-    train_split: str = field(default="train", metadata={"help": "Split of the dataset to train on."})
+    train_split: str = field(
+        default="train",
+        metadata={"help": "Split of the dataset to train on; train+validation and train[:10%%] work, too."},
+    )
     validation_split: str = field(default="validation", metadata={"help": "Split of the dataset to evaluate on."})
     test_split: str = field(default="test", metadata={"help": "Split of the dataset to predict for."})
     validation_fraction: float | None = field(
@@ -181,11 +184,16 @@ def _open_dataset(args: GLUEArguments, name: str) -> datasets.Dataset | None:
     try:
         if config_name is None and args.task_name in datasets.get_dataset_config_names(path):
             config_name = args.task_name
-        if name.split("[")[0] not in datasets.get_dataset_split_names(path, config_name):
+        if not _base_splits(name) <= set(datasets.get_dataset_split_names(path, config_name)):
             return None
         return datasets.load_dataset(path, config_name, split=name)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise ValueError(f"Could not load split {name!r} of the dataset {path!r}: {error}") from error
+
+
+def _base_splits(name: str) -> set[str]:
+    """The splits that one is made of: train and validation of "train[:90%]+validation"."""
+    return {part.split("[")[0] for part in name.split("+")}
 
 
 def _check_apart(args: GLUEArguments):
@@ -194,13 +202,19 @@ def _check_apart(args: GLUEArguments):
         ValueError: rows are both in the split to train on and in that to evaluate on, as of train and train[:10%].
     """
     names = (args.train_split, args.validation_split)
-    bases = {name.split("[")[0] for name in names}
-    whole = _open_dataset(args, min(bases)) if len(bases) == 1 else None
-    if whole is None:
+    if not set.intersection(*map(_base_splits, names)):
         return
-    lengths = {min(bases): len(whole)}
-    (train,), (validation,) = (datasets.ReadInstruction.from_spec(name).to_absolute(lengths) for name in names)
-    num_shared = min(train.to, validation.to) - max(train.from_, validation.from_)
+    wholes = {base: _open_dataset(args, base) for base in set.union(*map(_base_splits, names))}
+    if any(whole is None for whole in wholes.values()):
+        return  # said where it is loaded
+    lengths = {base: len(whole) for base, whole in wholes.items()}
+    train, validation = (datasets.ReadInstruction.from_spec(name).to_absolute(lengths) for name in names)
+    num_shared = sum(
+        max(0, min(one.to, other.to) - max(one.from_, other.from_))
+        for one in train
+        for other in validation
+        if one.splitname == other.splitname
+    )
     if num_shared > 0:
         raise ValueError(
             f"Evaluation needs other rows than the training, got {' and '.join(names)}, which share {num_shared:,}."

@@ -262,18 +262,25 @@ def test_sentences_that_are_trained_on_are_not_evaluated(glue, tmp_path):
     sentences = [example.sentence1 for example in read_glue(glue / "CoLA" / "train.tsv", "cola")][:40]
     dataset = datasets.Dataset.from_dict({"sentence": sentences, "label": [0, 1] * 20})
     dataset.to_parquet(tmp_path / "data" / "train.parquet")
+    dataset.select(range(10)).to_parquet(tmp_path / "data" / "validation.parquet")
     both = TaskArguments(do_train=True, do_eval=True)
     for train, validation, message in (
         ("train", "train", "got train and train, which share 40"),
         ("train", "train[:10]", r"got train and train\[:10\], which share 10"),
         ("train[:80%]", "train[75%:]", "which share 2"),
+        ("train[:50%]+train[60%:]", "train[40%:60%]", "which share 4"),
+        ("train[:90%]+validation", "validation", "which share 10"),
     ):
         splits = {"train_split": train, "validation_split": validation}
         with pytest.raises(ValueError, match=message):
             load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **splits))
-    apart = {"train_split": "train[:75%]", "validation_split": "train[75%:]"}
-    splits = load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **apart))
-    assert [example.sentence1 for own in splits.values() for example in own] == sentences
+    for train, validation in (("train[:75%]", "train[75%:]"), ("train[:40%]+train[60%:]", "train[40%:60%]")):
+        apart = {"train_split": train, "validation_split": validation}
+        splits = load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **apart))
+        assert sorted(example.sentence1 for own in splits.values() for example in own) == sorted(sentences)
+    missing = {"train_split": "train[:75%]+other", "validation_split": "train[75%:]"}
+    with pytest.raises(ValueError, match=r"no training data: expected a split 'train\[:75%\]\+other'"):
+        load_splits(both, GLUEArguments("cola", dataset_name=str(tmp_path), **missing))
 
 
 def test_a_model_of_another_task_or_architecture_is_refused(glue, bert_on_rte, tmp_path):
