@@ -111,6 +111,7 @@ def train_and_evaluate(
             evaluate_alone(accelerator, model, evaluate, arguments)
         return model
 
+    output_args.check_widget(widget is not None)
     run = TrainingRun(
         accelerator,
         model,

@@ -411,6 +411,7 @@ def main():
         training_args.num_train_epochs = sum(objective_args.stage_epochs)
     output_args.check_output_dir()
     output_args.check_model_card("AutoModelForPreTraining")
+    output_args.check_widget(objective_args.has_matching)
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args, objective_args.leaves_out_a_head)
     set_seed(training_args.seed)

@@ -182,6 +182,8 @@ class VQAArguments(RegionDatasetArguments):
             )
         if self.validation_fraction is not None and self.validation_questions:
             raise ValueError("Give either `--validation_fraction` or `--validation_questions`, not both.")
+        if self.validation_fraction is not None and self.validation_split != "validation":
+            raise ValueError("Give either `--validation_fraction` or `--validation_split`, not both.")
         for split in ("train", "validation"):
             questions, annotations = getattr(self, f"{split}_questions"), getattr(self, f"{split}_annotations")
             if annotations is not None and len(annotations) != len(questions or []):

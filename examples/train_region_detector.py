@@ -382,8 +382,7 @@ def main():
     if task_args.do_train:
         output_args.check_output_dir()
         output_args.check_model_card("FasterRCNNForRegionFeatures")
-        if output_args.widget_pictures:
-            raise ValueError("`--widget_pictures` is for models that have a widget: expected none, got it.")
+        output_args.check_widget(False)
     elif detector_args.model_name_or_path is None:
         raise ValueError(
             "Without `--do_train` there must be a trained detector: expected `--model_name_or_path`, got none."

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import signal
 import time
@@ -279,6 +280,22 @@ class OutputArguments:
         if self.model_card is not None and CHECKPOINTS[self.model_card].auto_class != auto_class:
             fitting = [name for name, checkpoint in CHECKPOINTS.items() if checkpoint.auto_class == auto_class]
             raise ValueError(f"`--model_card`: expected one of {fitting} for this task, got {self.model_card}.")
+
+    def check_widget(self, has_examples: bool):
+        """
+        To be called before a training.
+
+        Args:
+            has_examples: It evaluates on images with texts, and the model has a pipeline for them.
+
+        Raises:
+            ValueError: `--widget_pictures` is to show such examples, and there are none.
+        """
+        if self.widget_pictures and not has_examples:
+            raise ValueError(
+                "`--widget_pictures`: expected pretraining with matching, or image retrieval or VQA with regions and "
+                "`--do_eval`, whose images and texts could be shown, got another training."
+            )
 
     def check_output_dir(self):
         """
@@ -916,7 +933,11 @@ class TrainingRun:
         position = torch.load(folder / f"data_{self.accelerator.process_index}.bin", weights_only=True)
         self.loader.load_state_dict(position)
         self.shown_totals, self.epoch_totals = run["shown_totals"], run["epoch_totals"]
-        self.step, self.run_id, self.results = run["step"], run["run_id"], run["results"]
+        self.step, self.run_id = run["step"], run["run_id"]
+        # JSON has no NaN, which a correlation of answers that are all the same is.
+        self.results = [
+            {name: math.nan if value is None else value for name, value in row.items()} for row in run["results"]
+        ]
         if self.accelerator.is_main_process:
             self.checkpoints.remove_after(self.step if self.checkpoints.has(folder) else -1)
         logger.info(f"Going on from {folder}, after step {self.step}.")

@@ -1,5 +1,6 @@
 """Model cards from typed data: what was measured goes in, what is unknown is left out."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ class TrainedCard:
                 metric_value=round(last[result], 4),
             )
             for result, (metric, name) in METRICS.items()
-            if result in last
+            if result in last and not math.isnan(last[result])
         ]
 
 

@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 
@@ -100,6 +101,13 @@ def test_what_was_not_evaluated_is_not_called_so(card):
     card.results = [{"epoch": 1, "train_loss": 2.5}]
     text = card.render().text
     assert "It was not evaluated while it was trained." in text and "moving average" not in text
+
+
+def test_results_that_are_no_numbers_are_not_in_the_metadata(card):
+    card.results = [{"epoch": 1, "eval_pearson": math.nan, "eval_spearmanr": 0.25}]
+    rendered = card.render()
+    assert [result.metric_name for result in rendered.data.eval_results] == ["Spearman correlation"]
+    assert "| 1 | nan | 0.25 |" in rendered.text
 
 
 def test_parts_of_a_split_are_called_so(card):

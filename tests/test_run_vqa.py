@@ -284,6 +284,7 @@ def test_a_killed_training_ends_with_the_same_weights(data, tmp_path):
             "--do_train --train_questions {data}/nine.jsonl",
             "got other numbers for 1 of 2: .* `--answer_scoring listed`",
         ),
+        ("--do_train --widget_pictures", "`--widget_pictures`: expected .* with regions and `--do_eval`"),
         ("--do_train --validation_fraction 0.00001", "leaves no images on one side, got 1,500 images"),
         ("--do_eval --do_train --validation_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in"),
         ("--do_eval --train_questions {data}/unanswered.jsonl", "got 1 of 2 questions without in .*unanswered.jsonl"),
@@ -326,6 +327,7 @@ def test_a_model_that_is_not_trained_for_it(data, tmp_path):
     [
         ({"validation_fraction": 1.0}, "between 0 and 1, got 1.0"),
         ({"validation_fraction": 0.1, "validation_questions": ["a"]}, "not both"),
+        ({"validation_fraction": 0.1, "validation_split": "test"}, "`--validation_split`, not both"),
         ({"train_annotations": ["a"]}, r"one file for each of `--train_questions` \(0\), got 1"),
         ({"max_regions": 0}, "`--max_regions` must be at least 1, got 0"),
         (

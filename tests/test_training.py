@@ -246,6 +246,14 @@ def test_results_of_finished_epochs_survive_a_failure(tmp_path):
     assert [result["epoch"] for result in json.loads((tmp_path / "all_results.json").read_text())] == [1]
 
 
+def test_results_that_are_no_numbers_survive_a_stop(tmp_path):
+    arguments = {"end_epoch": lambda epoch, model, is_last: {"eval_pearson": math.nan}, "checkpointing_steps": "epoch"}
+    make_run(tmp_path, num_train_epochs=1, **arguments).train()
+    assert json.loads((tmp_path / "all_results.json").read_text())[0]["eval_pearson"] is None
+    results = make_run(tmp_path, num_train_epochs=2, resume_from_checkpoint="latest", **arguments).train()
+    assert all(math.isnan(result["eval_pearson"]) for result in results) and len(results) == 2
+
+
 def test_means_are_of_what_was_counted():
     Accelerator(cpu=True)  # the totals are those of all its processes
     totals = Totals()
