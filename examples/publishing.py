@@ -22,6 +22,7 @@ from pictures import UNREADABLE, Pictures
 from processing import RegionDataset
 from processing.region_extractors import detector_settings
 from processing.tasks import canonical_image_id
+from result_files import PREDICTION_FILES
 
 if TYPE_CHECKING:
     from training import OutputArguments, TrainingRun
@@ -139,14 +140,18 @@ def _rounded(value: Any) -> Any:
 
 
 def upload_model(run: "TrainingRun"):
-    """Uploads the output folder, without the checkpoints on the way, in one commit, if that was asked for."""
+    """
+    Uploads the output folder, without the checkpoints on the way and the predictions, in one commit, if that was asked
+    for.
+    """
     output_args = run.output_args
     if output_args.push_to_hub:
         commit = HfApi(token=output_args.hub_token).upload_folder(
             repo_id=run.repo_id,
             folder_path=output_args.output_dir,
             commit_message="End of training",
-            ignore_patterns=["checkpoint-*", "*.unfinished*", "run.json"],  # the last names files of this machine
+            # run.json names files of this machine, predictions have texts of a dataset that may be private.
+            ignore_patterns=["checkpoint-*", "*.unfinished*", "run.json", *PREDICTION_FILES],
         )
         print(f"Uploaded: {commit.commit_url}")
 
@@ -160,8 +165,8 @@ def publish(
     widget: WidgetInputs | None = None,
 ) -> PreTrainedModel:
     """
-    Writes the trained model with its card and what an Inference Endpoint needs, and uploads the output folder, without
-    the checkpoints on the way, in one commit if that was asked for. All processes call this.
+    Writes the trained model with its card and what an Inference Endpoint needs, and uploads it if that was asked for.
+    All processes call this.
 
     Args:
         auto_class: Name of the auto class that the model is for.

@@ -12,16 +12,16 @@ from files import write_json, write_text
 from processing.tasks import GLUE_TASKS
 from processing.tasks.vcr import NUM_CHOICES
 
-# What the scripts write of the latest weights. (`all_results.json` is of all epochs.)
-RESULT_FILES = [
-    "eval_results.json",
-    "eval_recipe.yaml",
+# With texts and image ids of the dataset.
+PREDICTION_FILES = [
     "eval_predictions.*",
     "test_predictions.*",
     "retrieval_scores.npy",
     "retrieval_ids.json",
     *(f"{task.title}.tsv" for task in GLUE_TASKS.values()),
 ]
+# What the scripts write of the latest weights. (`all_results.json` is of all epochs.)
+RESULT_FILES = ["eval_results.json", "eval_recipe.yaml", *PREDICTION_FILES]
 # As in the example file of https://visualcommonsense.com/leaderboard/: the probabilities of the four answers, and of
 # the four rationales if answer 0, 1, 2, 3 were the right one.
 VCR_COLUMNS = [

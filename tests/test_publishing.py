@@ -40,7 +40,7 @@ CLIENT = (
     + """
 import json
 import re
-from huggingface_hub import ModelCard, snapshot_download
+from huggingface_hub import HfApi, ModelCard, snapshot_download
 from transformers import pipeline
 
 record, question, captions = json.loads(sys.argv[1])
@@ -67,6 +67,7 @@ for name, task in (("org/answers", "visual-question-answering"), ("org/matches",
         "handler": handler({"inputs": inputs[name]}),
         "batch": handler({"inputs": [inputs[name]] * 2, "parameters": {"batch_size": 2}}),
         "card": card.data.to_dict(),
+        "files": HfApi().list_repo_files(name),
         "snippets": sorted(scope.keys() & {"run", "answer", "match_probability"}),
     }
     try:
@@ -145,6 +146,9 @@ def test_answers_from_the_hub_are_those_of_the_trained_model(published, scenes):
         assert [item["score"] for item in result] == pytest.approx(scores.tolist(), abs=1e-6)
     assert found["snippets"] == ["answer", "run"]
     assert found["error"] == "Expected `inputs`, got ['question']."
+    # Predictions have texts of the dataset.
+    assert (folder / "eval_predictions.jsonl").exists()
+    assert "eval_predictions.jsonl" not in found["files"] and "eval_results.json" in found["files"]
 
 
 @needs_hub
