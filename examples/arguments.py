@@ -33,8 +33,8 @@ def parse_arguments(dataclass_types: Sequence[type], description: str, arguments
         "--recipe",
         nargs="+",
         action="extend",
-        help="YAML files of arguments, such as those in examples/recipes/; the later one wins, and the command line over "
-        "all of them.",
+        help="YAML files of arguments, such as those in examples/recipes/; the later one wins, and the command line "
+        "over all of them.",
     )
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     recipes = argparse.ArgumentParser(add_help=False)

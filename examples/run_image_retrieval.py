@@ -87,7 +87,11 @@ class RetrievalArguments(RegionDatasetArguments):
         default="hard_negatives", metadata={"help": "Column of hard negatives, as mine_hard_negatives.py writes it."}
     )
     zero_shot: bool = field(
-        default=False, metadata={"help": "Evaluates a pretrained model as it is: not to be had with `--do_train`."}
+        default=False,
+        metadata={
+            "help": "Makes sure that a pretrained model is evaluated as it is: refused with `--do_train`. It changes "
+            "nothing else."
+        },
     )
     negatives: str = field(
         default="images",
@@ -287,6 +291,8 @@ def main():
         raise ValueError("`--zero_shot` evaluates a pretrained model as it is: it does not go with `--do_train`.")
     if args.zero_shot and model_args.model_name_or_path is None:
         raise ValueError("`--zero_shot` needs a pretrained model, `--model_name_or_path`.")
+    if args.queries is not None and not task_args.do_eval:
+        raise ValueError("`--queries` are evaluated, `--do_eval`: predictions are of captions.")
     if args.queries is not None and task_args.max_eval_samples is not None:
         raise ValueError("`--max_eval_samples` is for captions: `--queries` are evaluated as they are.")
     if task_args.do_train:

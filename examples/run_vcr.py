@@ -243,6 +243,8 @@ def main():
             raise ValueError("Each task has a model of its own: `--do_train` takes `--task answer` or rationale.")
         output_args.check_output_dir()
         output_args.check_model_card("AutoModelForMultipleChoice")
+    if args.answer_predictions is not None and not task_args.do_eval:
+        raise ValueError("`--answer_predictions` are evaluated with the rationales, `--do_eval`.")
     set_up_logging()
     accelerator = make_accelerator(training_args, output_args)
     set_seed(training_args.seed)

@@ -10,7 +10,10 @@ CHECKPOINT = Checkpoint(
     languages=("en",),
     license="apache-2.0",
     recipe="examples/recipes/vcr_answer.yaml",
-    intended_data="VCR: 213K questions about 80K images, with boxes and tags of the objects that they speak of.",
+    intended_data=(
+        "VCR: 213K questions about 80K images, with boxes and tags of the objects that they speak of. Rationales have "
+        "a recipe of their own, `vcr_rationale.yaml` beside it."
+    ),
     limits=(
         "Questions of VCR refer to annotated boxes, which take part as regions: without them it does not know who is "
         "meant.",

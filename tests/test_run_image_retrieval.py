@@ -379,6 +379,10 @@ def test_images_that_are_trained_on_are_not_evaluated(scenes, tmp_path):
             ["--do_eval", "--model_name_or_path", "m", "--queries", "q.jsonl", "--max_eval_samples", "9"],
             "`--max_eval_samples` is for captions: `--queries` are evaluated as they are",
         ),
+        (
+            ["--do_predict", "--model_name_or_path", "m", "--queries", "q.jsonl"],
+            "`--queries` are evaluated, `--do_eval`: predictions are of captions",
+        ),
     ],
 )
 def test_bad_arguments(tmp_path, arguments, message):

@@ -299,6 +299,10 @@ def test_the_real_record(data, trained, tmp_path):
             "--do_train --train_annotations {vcr}/few.jsonl --task both --rationale_model_name_or_path x",
             "Each task has a model of its own: `--do_train` takes `--task answer` or rationale",
         ),
+        (
+            "--do_train --task rationale --answer_predictions answers.jsonl",
+            "`--answer_predictions` are evaluated with the rationales, `--do_eval`",
+        ),
     ],
 )
 def test_bad_input(data, tmp_path, arguments, message):
