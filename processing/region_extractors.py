@@ -288,7 +288,13 @@ class DetectorExtractor(RegionExtractor):
         return [record | {"features": own} for record, own in zip(records, features, strict=True)]
 
     def _select(self, detection: Mapping[str, torch.Tensor], picture: Any) -> dict[str, Any]:
-        order = detection["scores"].argsort(descending=True, stable=True)[: self.limits["max_regions"]]
+        order = detection["scores"].argsort(descending=True, stable=True)
+        # Detectors that score each class by itself give a box once for every one of its best classes.
+        _, box_numbers = detection["boxes"][order].unique(dim=0, return_inverse=True)
+        firsts: dict[int, int] = {}
+        for position, number in enumerate(box_numbers.tolist()):
+            firsts.setdefault(number, position)
+        order = order[list(firsts.values())][: self.limits["max_regions"]]
         num_above = int((detection["scores"][order] > self.limits["min_score"]).sum())
         order = order[: max(num_above, min(self.limits["min_regions"], len(order)))]
         limits = detection["boxes"].new_tensor([picture.width, picture.height] * 2)

@@ -54,9 +54,9 @@ def detector():
         num_detection_tokens=20,
         num_labels=5,
     )
-    return YolosForObjectDetection(config).eval(), YolosImageProcessorPil(
-        size={"shortest_edge": 48, "longest_edge": 64}, do_pad=True
-    )
+    model = YolosForObjectDetection(config).eval()
+    torch.nn.init.normal_(model.vit.embeddings.detection_tokens)  # which find the same box otherwise
+    return model, YolosImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 64}, do_pad=True)
 
 
 def make_bottom_up(**limits) -> BottomUpExtractor:
@@ -85,6 +85,15 @@ def test_bottom_up_attention(pictures):
     assert {"attribute_ids", "attribute_scores"} <= records[0].keys()
     (record,) = make_bottom_up(class_probs=True)(pictures[:1])
     assert record["class_probs"].shape[1] == 8 and record["class_probs"].dtype == np.float16
+
+
+def test_a_box_is_a_region_once(pictures, detector, features):
+    """As of detectors that score each class of a query by itself, such as RT-DETR."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [5, 5, 20, 20], [0, 0, 10, 10], [5, 5, 20, 20]])
+    detection = {"boxes": boxes, "scores": torch.tensor([0.5, 0.9, 0.6, 0.7, 0.8]), "labels": torch.arange(5)}
+    extractor = DetectorExtractor(*detector, features, min_regions=4, max_regions=6, min_score=0.2)
+    record = extractor._select(detection, pictures[0])
+    assert record["class_ids"].tolist() == [1, 4] and record["boxes"].tolist() == boxes[[1, 4]].tolist()
 
 
 def test_any_detector_with_any_backbone(pictures, detector, features):
