@@ -311,6 +311,11 @@ class PretrainingCollator:
             raise ValueError(
                 f"`masking_unit={masking_unit!r}` needs a fast tokenizer, got {type(processor.tokenizer)}."
             )
+        if processor.tokenizer.padding_side != "right":
+            raise ValueError(
+                "The model reads texts from position 0: expected a tokenizer with `padding_side` 'right', got "
+                f"{processor.tokenizer.padding_side!r}."
+            )
         if region_objective not in REGION_TARGET_COLUMNS:
             raise ValueError(
                 f"`region_objective` must be one of {list(REGION_TARGET_COLUMNS)}, got {region_objective!r}."
@@ -421,13 +426,12 @@ class PretrainingCollator:
         input_ids = batch["input_ids"]
         labels = np.full_like(input_ids, IGNORED_LABEL)
         is_special = self._is_special[input_ids]
-        # Without the padding, on either side: the draws of a sample must not depend on the longest text of its batch.
-        starts = batch["attention_mask"].argmax(axis=1)
-        stops = starts + batch["attention_mask"].sum(axis=1)
+        # Without the padding: the draws of a sample must not depend on the longest text of its batch.
+        lengths = batch["attention_mask"].sum(axis=1)
         for i, sample in enumerate(samples):
             if not self._is_masked(sample, "text"):
                 continue
-            text = slice(starts[i], stops[i])
+            text = slice(lengths[i])
             input_ids[i, text], text_labels = mask(
                 input_ids[i, text],
                 is_special[i, text],
