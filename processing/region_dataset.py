@@ -193,7 +193,8 @@ class RegionDataset(torch.utils.data.Dataset):
     @property
     def image_ids(self) -> list[str]:
         """Of all rows, in their order."""
-        return list(self.dataset["image_id"])
+        values = self.dataset.data.column("image_id")
+        return (values if self._indices is None else values.take(pa.array(self._indices))).to_pylist()
 
     @property
     def region_feature_size(self) -> int:
