@@ -39,6 +39,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ import datasets
 import pyarrow as pa
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from transformers import CONFIG_NAME
@@ -569,7 +570,8 @@ def make_plan(args: argparse.Namespace) -> ExtractionPlan:
 
 def main():
     parser, args = parse_args()
-    accelerator = Accelerator(cpu=args.device == "cpu")
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=1))  # for the one whose pictures take longest
+    accelerator = Accelerator(cpu=args.device == "cpu", kwargs_handlers=[waiting])
     accelerator.print(f"{accelerator.num_processes} process(es).")
     if not accelerator.is_main_process:
         make_plan(args).help_writing(args)

@@ -37,6 +37,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import jinja2
@@ -44,6 +45,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
@@ -275,7 +277,8 @@ def main():
     (args,) = parse_arguments((RecallArguments,), description="Recall the images of a region dataset for topics.")
     topics = read_topics(args)
     set_up_logging()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=1))  # while one prepares the dataset, or has more to score
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[waiting])
     with accelerator.local_main_process_first():
         regions = load_region_dataset(args.dataset_name, args.split, name=args.dataset_config_name)
     thumbnails = None if args.html is None else Thumbnails(regions, args.image_dir)

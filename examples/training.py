@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
     gather_object,
@@ -78,6 +80,7 @@ FREE_ARGUMENTS = (
     "max_predict_samples",
     "per_device_eval_batch_size",
     "dataloader_num_workers",
+    "ddp_timeout",
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -152,6 +155,13 @@ class TrainingArguments:
     dataloader_num_workers: int = field(
         default=0, metadata={"help": "Worker processes that load the data; 0 loads it in the training process."}
     )
+    ddp_timeout: int = field(
+        default=7200,
+        metadata={
+            "help": "Seconds that processes wait for one another: longer than one of them takes to prepare the dataset "
+            "when it is used for the first time."
+        },
+    )
     seed: int = field(default=42, metadata={"help": "Seed of weights, order, negatives and masks."})
 
     def __post_init__(self):
@@ -161,6 +171,7 @@ class TrainingArguments:
             "num_train_epochs",
             "max_train_steps",
             "gradient_accumulation_steps",
+            "ddp_timeout",
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be at least 1, got {getattr(self, name)}.")
@@ -306,11 +317,14 @@ class OutputArguments:
                 they to be overwritten.
         """
         checkpoints = CheckpointFolder(Path(self.output_dir))
-        if self.overwrite_output_dir or self.resume_from_checkpoint == "latest":
+        if self.overwrite_output_dir:
+            return
+        has_model = (Path(self.output_dir) / "config.json").exists()
+        if self.resume_from_checkpoint == "latest" and (checkpoints.checkpoints() or not has_model):
             return
         if self.resume_from_checkpoint is not None and checkpoints.has(Path(self.resume_from_checkpoint)):
             return
-        if (Path(self.output_dir) / "config.json").exists():
+        if has_model:
             raise ValueError(
                 f"`--output_dir` {self.output_dir} already holds a model: choose another folder or give "
                 "`--overwrite_output_dir`."
@@ -331,7 +345,10 @@ def make_accelerator(
         mixed_precision=training_args.mixed_precision,
         log_with=output_args.report_to if output_args.with_tracking else None,
         project_config=ProjectConfiguration(project_dir=output_args.output_dir),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=training_args.ddp_timeout)),
+        ],
     )
     # The arguments have the last word, also over what `accelerate launch` says.
     accelerator.gradient_accumulation_steps = training_args.gradient_accumulation_steps
@@ -973,7 +990,7 @@ class TrainingRun:
                 "each of which has a place of its own in a stream"
             )
         fixed = (*self.fixed_arguments, "dataloader_num_workers")
-        if "ema_decay" in changed and None in (before.get("ema_decay"), now.get("ema_decay")):
+        if "ema_decay" in changed and "None" in (str(before.get("ema_decay")), str(now.get("ema_decay"))):
             fixed = (*fixed, "ema_decay")
         wrong = [changed[name] for name in changed if name in fixed]
         if wrong:

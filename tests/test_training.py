@@ -428,6 +428,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, caplog):
     make_run(tmp_path, resume_from_checkpoint="latest", settings=changed).train()
     assert "goes on with other settings: num_warmup_steps was None, is 3" in caplog.text
     assert "logging_steps" not in caplog.text
+    # A checkpoint has an average or has none.
+    for before, now in ((None, 0.9), (0.9, None)):
+        folder = tmp_path / str(before)
+        make_run(folder, checkpointing_steps="1", ema_decay=before).train()
+        other = make_run(folder, resume_from_checkpoint="latest", ema_decay=now)
+        with pytest.raises(ValueError, match=f"is of another run: ema_decay was {before}, is {now}"):
+            other.train()
     # What a script says to be part of what is learned.
     other = make_run(tmp_path, resume_from_checkpoint="latest", settings=changed, fixed_arguments=["num_warmup_steps"])
     with pytest.raises(ValueError, match="is of another run: num_warmup_steps was None, is 3"):
@@ -718,6 +725,11 @@ def test_a_trained_model_is_not_overwritten_by_accident(tmp_path):
     with pytest.raises(ValueError, match="already holds a model"):
         OutputArguments(output_dir=str(tmp_path)).check_output_dir()
     OutputArguments(output_dir=str(tmp_path), overwrite_output_dir=True).check_output_dir()
+    # Without a checkpoint to go on from, it would be trained anew.
+    with pytest.raises(ValueError, match="already holds a model"):
+        OutputArguments(output_dir=str(tmp_path), resume_from_checkpoint="latest").check_output_dir()
+    (tmp_path / "checkpoint-2").mkdir()
+    OutputArguments(output_dir=str(tmp_path), resume_from_checkpoint="latest").check_output_dir()
 
 
 def test_trackers_get_plain_values_and_no_token(tmp_path):
