@@ -13,6 +13,7 @@ function of the seed, and of how many processes and workers read.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -24,7 +25,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from .region_dataset import RegionDataset, read_region_detector
+from .region_dataset import (
+    NUMBER_COLUMNS,
+    REQUIRED_COLUMNS,
+    VECTOR_COLUMNS,
+    RegionDataset,
+    read_region_detector,
+)
 from .sampling import shuffle_by_length
 
 NUM_FOOTER_READERS = 16  # threads, for files on the Hub; each of them waits for the network
@@ -71,6 +78,33 @@ def find_parquet_files(
     return files, builder.info.features
 
 
+def load_split_alone(name_or_path: str | os.PathLike, split: str, **kwargs) -> RegionDataset:
+    """
+    A split as [`load_region_dataset`] loads it, but without the files of the others, which `datasets` would download
+    and prepare with it: for a dataset of which another split is streamed.
+
+    Args:
+        name_or_path: A local folder of Parquet files, or the name of a dataset on the Hub.
+        split: A split, a slice of one, or a sum of some.
+        kwargs: As [`find_parquet_files`] takes them.
+
+    Raises:
+        ValueError: there is no such dataset or split, or it does not consist of Parquet files.
+    """
+    path = os.path.expanduser(os.fspath(name_or_path))
+    found = {base: find_parquet_files(path, base, **kwargs) for base in re.sub(r"\[.*?\]", "", split).split("+")}
+    data_files = {base: files for base, (files, _) in found.items()}
+    (_, features), *_ = found.values()
+    hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
+    try:
+        dataset = datasets.load_dataset(
+            "parquet", data_files=data_files, split=split, features=features, token=kwargs.get("token")
+        )
+    except (FileNotFoundError, ConnectionError, ValueError) as error:
+        raise ValueError(f"Could not load split {split!r} of the dataset {path!r}: {error}") from error
+    return RegionDataset(dataset, read_region_detector(path, split, **hub_options))
+
+
 class RegionStream:
     """
     The row groups of a split, gathered to windows.
@@ -86,6 +120,9 @@ class RegionStream:
             What found the regions, see [`read_region_detector`].
         token (`str` or `bool`, *optional*):
             For files on the Hub. By default that of the login.
+        columns (`Sequence[str]`, *optional*):
+            What is read beside the columns of region datasets, as far as it is there. By default everything, pictures
+            as well.
     """
 
     def __init__(
@@ -94,6 +131,7 @@ class RegionStream:
         rows_per_window: int = 2048,
         region_detector: dict[str, Any] | None = None,
         token: str | bool | None = None,
+        columns: Sequence[str] | None = None,
     ):
         if not files:
             raise ValueError("`files`: expected at least one Parquet file, got none.")
@@ -102,16 +140,25 @@ class RegionStream:
         self.rows_per_window = rows_per_window
         self.region_detector = region_detector
         self.token = token
+        self.columns = None if columns is None else [*REQUIRED_COLUMNS, *VECTOR_COLUMNS, *NUMBER_COLUMNS, *columns]
         self.row_groups = read_row_groups(files, token)
 
     @classmethod
-    def open(cls, name_or_path: str | os.PathLike, split: str, rows_per_window: int = 2048, **kwargs) -> "RegionStream":
+    def open(
+        cls,
+        name_or_path: str | os.PathLike,
+        split: str,
+        rows_per_window: int = 2048,
+        columns: Sequence[str] | None = None,
+        **kwargs,
+    ) -> "RegionStream":
         """
         Finds the files of a split as `datasets.load_dataset` does, without reading them.
 
         Args:
             name_or_path (`str` or `os.PathLike`): A local folder of Parquet files, or the name of a dataset on the Hub.
             split (`str`): Name of a split.
+            rows_per_window (`int`), columns (`Sequence[str]`, *optional*): As [`RegionStream`] takes them.
             **kwargs: Further arguments of `datasets.load_dataset_builder`, such as `name`, `revision` or `token`.
 
         Raises:
@@ -121,7 +168,8 @@ class RegionStream:
         files, _ = find_parquet_files(name_or_path, split, **kwargs)
         path = os.path.expanduser(os.fspath(name_or_path))
         hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
-        return cls(files, rows_per_window, read_region_detector(path, split, **hub_options), kwargs.get("token"))
+        detector = read_region_detector(path, split, **hub_options)
+        return cls(files, rows_per_window, detector, kwargs.get("token"), columns)
 
     @property
     def num_rows(self) -> int:
@@ -148,7 +196,7 @@ class RegionStream:
 
     @property
     def column_names(self) -> list[str]:
-        """Names of all columns."""
+        """Names of the columns that are read."""
         return self._first_records.column_names
 
     @property
@@ -214,7 +262,9 @@ class RegionStream:
 
     def _read_row_group(self, group: RowGroup) -> datasets.table.Table:
         with open_parquet(group.file, self.token) as parquet:
-            return datasets.table.InMemoryTable(parquet.read_row_group(group.number, use_threads=False))
+            # Columns that are not there are passed over.
+            table = parquet.read_row_group(group.number, columns=self.columns, use_threads=False)
+            return datasets.table.InMemoryTable(table)
 
     def read_ahead(self, windows: Sequence[Sequence[RowGroup]]) -> Iterator[RegionDataset]:
         """Reads windows into memory, each while the one before it is in use."""

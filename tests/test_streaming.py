@@ -1,7 +1,9 @@
+import shutil
 import subprocess
 import sys
 from collections import Counter
 
+import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from hub_server import REPOSITORY, needs_hub, start_hub
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from processing import PretrainingPairs, RegionStream, StreamedBatches
+from processing.streaming import load_split_alone
 
 NUM_ROWS, ROWS_PER_GROUP, NUM_FILES = 60, 4, 3  # 15 row groups
 
@@ -181,6 +184,29 @@ def test_pretraining_pairs_of_a_window(folder):
     assert 40 < sum(labels) < 80  # half of 120, give or take 3.6 sigma
     assert len(captions) == 120 - sum(labels)
     assert len(draws) == 120  # no two samples draw the same masks
+
+
+def test_only_the_columns_that_are_asked_for(folder):
+    stream = RegionStream.open(folder, "train", columns=["captions", "hard_negatives"])
+    assert stream.column_names == ["image_id", "width", "height", "boxes", "features", "captions"]
+    stream = RegionStream.open(folder, "train", columns=[])
+    assert "captions" not in stream.column_names and stream.num_values("captions") == 2 * NUM_ROWS
+    assert len(list(stream)) == NUM_ROWS
+
+
+def test_a_split_is_prepared_without_the_others(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    shutil.copytree(folder, tmp_path / "regions")
+    file = folder / f"train-00000-of-{NUM_FILES:05d}.parquet"
+    shutil.copy(file, tmp_path / "regions" / "validation-00000-of-00001.parquet")
+    for split, ids in (("validation", range(20)), ("validation[:25%]", range(5))):
+        regions = load_split_alone(tmp_path / "regions", split)
+        assert regions.image_ids == [f"image-{i}" for i in ids]
+        assert regions.captions(1) == ["caption 1", "another caption 1"]
+    prepared = [path.name for path in (tmp_path / "cache").rglob("*.arrow")]
+    assert prepared and not any("train" in name for name in prepared)
+    with pytest.raises(ValueError, match=r"has no split 'test', got \['train', 'validation'\]"):
+        load_split_alone(tmp_path / "regions", "test")
 
 
 def test_errors(folder, tmp_path):
