@@ -76,7 +76,7 @@ class InterBERTConfig(PreTrainedConfig):
     r"""
     Configuration of an InterBERT model. The defaults are the paper's base model: 12 interaction layers over
     `[image regions ; text tokens]`, then 6 layers over the text and 6 over the image. The authors' release has
-    6 / 6 / 6 layers, 8 vision heads and vision dropouts of 0.2.
+    6 / 6 / 6 layers, 8 vision heads and a dropout of 0.2 of the hidden states of the vision stream.
 
     Args:
         vocab_size (`int`, *optional*, defaults to 30522):

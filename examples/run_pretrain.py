@@ -52,6 +52,7 @@ from processing import (
 )
 from processing.pretraining import PretrainingObjectives
 from processing.ranking import retrieval_recall
+from processing.streaming import load_split_alone
 from processing.words import MASKING_UNITS, read_similar_words, share_with_similar_words
 from publishing import WidgetInputs, match_inputs, publish
 from retrieval_evaluation import score_captions_against_images
@@ -133,7 +134,8 @@ class ObjectiveArguments:
         default=None,
         metadata={
             "help": "What a masked region is scored against: the detector's class probabilities, its class, or the "
-            "feature. By default soft_class where the dataset has probabilities, else hard_class.",
+            "feature. By default soft_class where the dataset has probabilities, else hard_class where it has classes, "
+            "else feature.",
             "choices": ["soft_class", "hard_class", "feature"],
         },
     )
@@ -229,12 +231,18 @@ class ObjectiveArguments:
     @property
     def leaves_out_a_head(self) -> bool:
         """Whether some stage has no masked words, no masked regions or no matching."""
-        return any(len(objectives.split(",")) < 3 for objectives in self.objectives)
+        stages = [PretrainingObjectives.parse(objectives) for objectives in self.objectives]
+        return any(None in (stage.text, stage.regions) or not stage.matching for stage in stages)
 
     @property
     def has_matching(self) -> bool:
         """Whether the match head is trained in some stage."""
-        return any("itm" in objectives.split(",") for objectives in self.objectives)
+        return any(PretrainingObjectives.parse(objectives).matching for objectives in self.objectives)
+
+    @property
+    def has_masked_regions(self) -> bool:
+        """Whether the region head is trained in some stage."""
+        return any(PretrainingObjectives.parse(objectives).regions is not None for objectives in self.objectives)
 
     def stage_of(self, epoch: int) -> int:
         """The stage of an epoch, both counted from 0."""
@@ -278,24 +286,30 @@ def count_epochs(args: TrainingArguments, batches_per_epoch: int) -> int:
 
 
 def choose_region_objective(requested: str | None, regions: RegionDataset | RegionStream) -> str:
-    """The requested objective if the dataset has what it needs; hard_class in place of a missing soft_class."""
+    """The requested objective, hard_class in place of a missing soft_class; by default the first that can be had."""
     has_probabilities = "class_probs" in regions.column_names
     if requested == "soft_class" and not has_probabilities:
         logger.warning("The dataset has no `class_probs`, which soft_class needs: hard_class is used instead.")
         return "hard_class"
     if requested is None:
-        requested = "soft_class" if has_probabilities else "hard_class"
+        has_classes = "class_ids" in regions.column_names
+        requested = "soft_class" if has_probabilities else "hard_class" if has_classes else "feature"
         logger.info(f"Masked regions are scored by {requested}.")
     return requested
 
 
 def build_model(
-    args: ModelArguments, splits: list[RegionDataset | RegionStream], region_objective: str | None, **limits
+    args: ModelArguments,
+    splits: list[RegionDataset | RegionStream],
+    region_objective: str | None,
+    has_masked_regions: bool,
+    **limits,
 ) -> tuple[InterBERTForPreTraining, InterBERTProcessor]:
     """
     The model and the processor, with the sizes that all splits of the dataset call for.
 
     Args:
+        has_masked_regions: The dataset must have what a checkpoint's region head is scored against.
         limits: `max_length` and `max_regions`, see [`load_model`].
     """
     values = {}
@@ -310,7 +324,7 @@ def build_model(
         raise ValueError(
             f"`--region_objective` must be that of the checkpoint, {config.region_objective}, got {region_objective}."
         )
-    if config.region_objective != "feature":
+    if has_masked_regions and config.region_objective != "feature":
         classes = max(regions.num_region_classes(config.region_objective) for regions in splits)
         if classes > config.num_region_classes:
             raise ValueError(
@@ -417,15 +431,19 @@ def main():
     set_seed(training_args.seed)
 
     with accelerator.local_main_process_first():  # so that one process prepares the dataset, and the others read it
-        load = RegionStream.open if data_args.streaming else load_region_dataset
-        train_regions = load(data_args.dataset_name, data_args.train_split, name=data_args.dataset_config_name)
-        validation_regions = load_region_dataset(
-            data_args.dataset_name, data_args.validation_split, name=data_args.dataset_config_name
-        )
+        name, options = data_args.dataset_name, {"name": data_args.dataset_config_name}
+        if data_args.streaming:
+            columns = [data_args.caption_column, data_args.hard_negative_column]
+            train_regions = RegionStream.open(name, data_args.train_split, columns=columns, **options)
+            validation_regions = load_split_alone(name, data_args.validation_split, **options)
+        else:
+            train_regions = load_region_dataset(name, data_args.train_split, **options)
+            validation_regions = load_region_dataset(name, data_args.validation_split, **options)
     model, processor = build_model(
         model_args,
         [train_regions, validation_regions],
         objective_args.region_objective,
+        objective_args.has_masked_regions,
         max_length=data_args.max_seq_length,
         max_regions=data_args.max_regions,
     )
@@ -485,6 +503,12 @@ def main():
         num_pairs = train_regions.num_values(data_args.caption_column)
         batches_of_all = training_args.gradient_accumulation_steps * accelerator.num_processes
         steps = num_pairs // (training_args.per_device_train_batch_size * batches_of_all)
+        if steps == 0:
+            raise ValueError(
+                "Streaming leaves out what does not fill a step: expected at least "
+                f"{training_args.per_device_train_batch_size * batches_of_all:,} captions (batch size, accumulation "
+                f"and processes multiplied), got {num_pairs:,} in {data_args.train_split}."
+            )
         loader = StreamLoader(
             StreamedBatches(train_regions, make_pairs, group_by_length=training_args.group_by_length, **own_share),
             batches_per_epoch=steps * training_args.gradient_accumulation_steps,
@@ -518,7 +542,10 @@ def main():
             f"{share:.1%} of the words in {len(captions):,} captions have similar ones; masked ones without any become "
             "random words."
         )
-    retrieved = validation_pairs.usable_images()[: data_args.retrieval_eval_size].tolist()
+    retrieved = []
+    # A match head that nothing has trained would be measured, and what it guesses would go into the card.
+    if objective_args.has_matching or model_args.model_name_or_path is not None:
+        retrieved = validation_pairs.usable_images()[: data_args.retrieval_eval_size].tolist()
     weights = {
         "mlm_loss": objective_args.mlm_loss_weight,
         "region_loss": objective_args.region_loss_weight,

@@ -55,7 +55,7 @@ def scenes(tmp_path_factory) -> Path:
 def model_and_processor(scenes):
     torch.manual_seed(0)
     args = ModelArguments(tokenizer_name=str(scenes / "tokenizer"), config_overrides=TINY)
-    return build_model(args, [load_region_dataset(scenes, "train")], None)
+    return build_model(args, [load_region_dataset(scenes, "train")], None, has_masked_regions=True)
 
 
 def pretrain(scenes: Path, output_dir: Path, *arguments: str, launch=(), environment=None):
@@ -231,9 +231,8 @@ print(json.dumps(found))
 def test_training_goes_on_from_a_checkpoint(scenes, tmp_path, model_and_processor):
     for part in model_and_processor:
         part.save_pretrained(tmp_path / "first")
-    model, _ = build_model(
-        ModelArguments(model_name_or_path=str(tmp_path / "first")), [load_region_dataset(scenes, "train")], None
-    )
+    args = ModelArguments(model_name_or_path=str(tmp_path / "first"))
+    model, _ = build_model(args, [load_region_dataset(scenes, "train")], None, has_masked_regions=True)
     for name, value in model_and_processor[0].state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
 
@@ -255,7 +254,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
     model_and_processor[1].save_pretrained(tmp_path / "first")
     splits = [load_region_dataset(scenes, split) for split in ("train", "validation")]
     with pytest.raises(ValueError, match=message):
-        build_model(ModelArguments(model_name_or_path=str(tmp_path / "first")), splits, region_objective)
+        build_model(ModelArguments(model_name_or_path=str(tmp_path / "first")), splits, region_objective, True)
 
 
 def test_region_objective_follows_the_dataset(scenes):
@@ -265,8 +264,28 @@ def test_region_objective_follows_the_dataset(scenes):
     assert choose_region_objective("soft_class", regions) == "hard_class"  # no class_probs in the scenes
     assert choose_region_objective("feature", regions) == "feature"
     assert regions.num_region_classes("hard_class") <= 48
+    unclassified = RegionDataset(regions.dataset.remove_columns("class_ids"))
+    assert choose_region_objective(None, unclassified) == "feature"
     with pytest.raises(ValueError, match="class_probs"):
         regions.num_region_classes("soft_class")
+
+
+def test_classes_are_asked_for_where_they_are_scored(scenes, tmp_path, model_and_processor):
+    for part in model_and_processor:
+        part.save_pretrained(tmp_path)
+    unclassified = [RegionDataset(load_region_dataset(scenes, "train").dataset.remove_columns("class_ids"))]
+    args = ModelArguments(model_name_or_path=str(tmp_path))
+    assert build_model(args, unclassified, None, has_masked_regions=False)[0].config.region_objective == "hard_class"
+    with pytest.raises(ValueError, match="hard_class needs the column 'class_ids'"):
+        build_model(args, unclassified, None, has_masked_regions=True)
+
+
+def test_objectives_are_read_alike():
+    args = ObjectiveArguments(objectives=["mlm, mom, itm", "msm, itm"], stage_epochs=[1, 1])
+    assert args.has_matching and args.has_masked_regions and args.leaves_out_a_head
+    assert not ObjectiveArguments(objectives=["mlm, mom ,itm"]).leaves_out_a_head
+    args = ObjectiveArguments(objectives=["mlm"])
+    assert not args.has_matching and not args.has_masked_regions
 
 
 def test_stages():
