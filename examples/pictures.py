@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from processing import RegionDataset
 
 # What opening a picture raises, if there is none or it is damaged.
-UNREADABLE = (OSError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def open_picture(image_dir: str, image_id: str) -> Image.Image:
@@ -31,7 +31,9 @@ def open_picture(image_dir: str, image_id: str) -> Image.Image:
 
 def upright(picture: Image.Image) -> Image.Image:
     """In RGB, turned as its EXIF data says: so are the pictures that boxes are of."""
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    picture = ImageOps.exif_transpose(picture).convert("RGB")
+    picture.info.pop("exif", None)  # done with; where it is damaged, it would fail the next reader
+    return picture
 
 
 def encode_thumbnail(picture: Image.Image, size: int) -> bytes:

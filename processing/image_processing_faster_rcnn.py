@@ -105,7 +105,7 @@ class FasterRCNNImageProcessor(BaseImageProcessor):
         if isinstance(image, str) or is_pil_image(image):
             try:
                 image = np.asarray(load_image(image, timeout=timeout).convert("RGB"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, SyntaxError) as error:  # the last of damaged PNG and EXIF
                 raise ValueError(f"images[{index}]: expected a picture, a path or a URL ({error}).") from error
         elif isinstance(image, torch.Tensor):
             image = image.detach().cpu().numpy()

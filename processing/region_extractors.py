@@ -104,7 +104,9 @@ def _read_picture(index: int, image: Any) -> Any:
         image = os.fspath(image)
     try:
         if isinstance(image, str) or is_pil_image(image):
-            return load_image(image, timeout=DOWNLOAD_TIMEOUT)
+            picture = load_image(image, timeout=DOWNLOAD_TIMEOUT)
+            picture.info.pop("exif", None)  # done with; where it is damaged, it would fail the detector's processor
+            return picture
         if isinstance(image, torch.Tensor):
             image = image.detach().cpu()
         return to_pil_image(image).convert("RGB")

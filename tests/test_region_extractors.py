@@ -1,5 +1,6 @@
 """From pictures to records, with tiny random detectors and backbones."""
 
+import io
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.models.yolos.image_processing_pil_yolos import YolosImageProcessorPil
 
+from pictures import UNREADABLE, open_picture, upright
 from processing import FasterRCNNConfig, FasterRCNNForRegionFeatures, FasterRCNNImageProcessor
 from processing.region_extractors import (
     BackboneFeatures,
@@ -19,6 +21,7 @@ from processing.region_extractors import (
     DetectorExtractor,
     WindowExtractor,
     load_region_extractor,
+    read_pictures,
 )
 from processing.region_formats import check_record
 
@@ -85,6 +88,27 @@ def test_bottom_up_attention(pictures):
     assert {"attribute_ids", "attribute_scores"} <= records[0].keys()
     (record,) = make_bottom_up(class_probs=True)(pictures[:1])
     assert record["class_probs"].shape[1] == 8 and record["class_probs"].dtype == np.float16
+
+
+def test_damaged_exif_is_passed_over(pictures, tmp_path):
+    pictures[0].save(tmp_path / "exif.jpg", exif=b"Exif\x00\x00garbage-not-tiff")
+    expected = FasterRCNNImageProcessor()(Image.fromarray(np.asarray(Image.open(tmp_path / "exif.jpg"))))
+    for picture in (*read_pictures([tmp_path / "exif.jpg"]), upright(Image.open(tmp_path / "exif.jpg"))):
+        assert torch.equal(FasterRCNNImageProcessor()(picture)["pixel_values"], expected["pixel_values"])
+
+
+def test_a_damaged_png_is_unreadable(tmp_path):
+    noise = np.random.default_rng(0).integers(256, size=(200, 200, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    data = file.getvalue()
+    second = data.index(b"IDAT", data.index(b"IDAT") + 4)
+    (tmp_path / "damaged.png").write_bytes(data[:second] + b"\x00\x01\x02\x03" + data[second + 4 :])
+    with pytest.raises(UNREADABLE):
+        open_picture(str(tmp_path), "damaged")
+    for read in (FasterRCNNImageProcessor(), lambda path: read_pictures([path])):
+        with pytest.raises(ValueError, match=r"images\[0\]: expected a picture"):
+            read(str(tmp_path / "damaged.png"))
 
 
 def test_a_box_is_a_region_once(pictures, detector, features):
