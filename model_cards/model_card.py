@@ -162,6 +162,7 @@ def markdown_table(rows: list[dict[str, float]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     for row in rows:
-        cells = ["" if name not in row else f"{row[name]:.4g}" for name in names]
+        values = [row.get(name, "") for name in names]
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

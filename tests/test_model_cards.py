@@ -161,7 +161,8 @@ def test_hub_names(tmp_path, monkeypatch):
 
 
 def test_table_has_every_column():
-    assert markdown_table([{"a": 1}, {"b": 0.25}]).splitlines() == ["| a | b |", "|---|---|", "| 1 |  |", "|  | 0.25 |"]
+    lines = markdown_table([{"a": 90621}, {"b": 0.123456}]).splitlines()
+    assert lines == ["| a | b |", "|---|---|", "| 90621 |  |", "|  | 0.1235 |"]
 
 
 def test_a_text_classifier_takes_no_regions(card):
