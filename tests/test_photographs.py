@@ -23,7 +23,7 @@ from transformers import pipeline
 from configuration_interbert import InterBERTConfig
 from generate_scenes import write_scenes
 from model_loading import ModelArguments, find_region_detector
-from modeling_interbert import InterBERTForImageRetrieval, InterBERTForVQA
+from modeling_interbert import InterBERTForImageRetrieval, InterBERTForSequenceClassification, InterBERTForVQA
 from processing import FasterRCNNForRegionFeatures, FasterRCNNImageProcessor, InterBERTProcessor, load_region_dataset
 from processing.processing_interbert import _load_region_extractor
 from processing.region_dataset import read_region_detector
@@ -168,6 +168,18 @@ def test_handler_takes_pictures_but_no_files_of_the_server(checkpoint, expected,
         for inputs in (image, {"image": image}, [image], [{"image": image}]):
             with pytest.raises(ValueError, match="`image`: expected regions, a picture, .* got 'data:image/;base64,"):
                 handler({"inputs": inputs, "parameters": {"question": QUESTION}})
+
+
+def test_handler_of_a_text_classifier(tmp_path):
+    task_model(InterBERTForSequenceClassification).save_pretrained(tmp_path)
+    processor = tiny_processor()
+    processor.tokenizer.model_max_length = 12
+    processor.save_pretrained(tmp_path)
+    handler = load_handler()(str(tmp_path))
+    whole, cut = handler({"inputs": "the dog " * 300}), handler({"inputs": "the dog " * 5})
+    assert whole == [cut[0] | {"score": pytest.approx(cut[0]["score"], abs=1e-6)}]
+    with pytest.raises(ValueError, match="Expected `parameters` with names, got list"):
+        handler({"inputs": "the dog", "parameters": ["text"]})
 
 
 def test_handler_refuses_pictures_that_would_fill_the_memory(checkpoint):

@@ -46,7 +46,12 @@ class EndpointHandler:
         inputs = data["inputs"]
         if self.takes_images:
             inputs = [_without_paths(item) for item in inputs] if isinstance(inputs, list) else _without_paths(inputs)
-        return self.pipeline(inputs, **data.get("parameters") or {})
+        parameters = data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f"Expected `parameters` with names, got {type(parameters).__name__}.")
+        if not self.takes_images:
+            parameters = {"truncation": True} | parameters  # as the pipelines of images do by themselves
+        return self.pipeline(inputs, **parameters)
 
 
 def _without_paths(item: Any) -> Any:
