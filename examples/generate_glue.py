@@ -77,6 +77,9 @@ TASKS: dict[str, tuple[list[str], Callable[[random.Random, int], list[str]]]] = 
 }
 
 
+MAX_DRAWS = 20  # for each training example, until one is not validated
+
+
 def write_rows(path: Path, rows: list[list[str]]):
     write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
@@ -85,6 +88,9 @@ def write_task(folder: Path, task: str, num_train: int, num_validation: int, num
     """
     Files of one task, as GLUE has them: CoLA's have no header where they have labels, those to predict for do. What is
     validated is not trained on.
+
+    Raises:
+        ValueError: hardly any sentence is left to train on.
     """
     header, make_row = TASKS[task]
     columns = GLUE_TASKS[task].sentence_columns
@@ -95,10 +101,17 @@ def write_task(folder: Path, task: str, num_train: int, num_validation: int, num
     validation_rows = [make_row(rng, number) for number in range(num_validation)]
     validated = [sentences_of(row) for row in validation_rows]
     train_rows: list[list[str]] = []
-    while len(train_rows) < num_train:
+    for _ in range(MAX_DRAWS * num_train):
+        if len(train_rows) == num_train:
+            break
         row = make_row(rng, len(train_rows))
         if sentences_of(row) not in validated:
             train_rows.append(row)
+    else:
+        raise ValueError(
+            f"{GLUE_TASKS[task].title} has too few sentences to train on others than those of {num_validation:,} "
+            "validation examples: give a smaller `--num_validation`."
+        )
     for name, rows in (("train", train_rows), ("dev", validation_rows)):
         if (task, name) != ("sst2", "dev"):
             write_rows(folder / f"{name}.tsv", rows if task == "cola" else [header, *rows])

@@ -631,7 +631,9 @@ def write_scenes(
 
     # A finished folder takes its name in one step, so that a folder of this name is always complete.
     temporary_dir = output_dir.with_name(f".{output_dir.name}.incomplete")
-    shutil.rmtree(temporary_dir, ignore_errors=True)
+    former_dir = output_dir.with_name(f".{output_dir.name}.former")
+    for folder in (temporary_dir, former_dir):  # of a run that was stopped
+        shutil.rmtree(folder, ignore_errors=True)
     (temporary_dir / "data").mkdir(parents=True)
     with tqdm(total=sum(sizes.values()), unit="scene") as progress_bar:
         for split, size in sizes.items():
@@ -663,8 +665,9 @@ def write_scenes(
         encoding="utf-8",
     )
     if output_dir.exists():
-        shutil.rmtree(output_dir)
+        output_dir.rename(former_dir)
     temporary_dir.rename(output_dir)
+    shutil.rmtree(former_dir, ignore_errors=True)
 
 
 def main() -> None:
