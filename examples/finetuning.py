@@ -169,8 +169,10 @@ def measure_at_end_of_epochs(
 @cache
 def load_metric(name: str, config_name: str | None = None) -> "EvaluationModule":
     """One of the modules in `metrics/`. To be called before a training, in which it would fail late."""
-    import evaluate  # takes seconds
-
+    try:
+        import evaluate  # takes seconds
+    except ImportError as error:
+        raise ImportError("Evaluation needs evaluate: pip install 'interbert[metrics]'.") from error
     return evaluate.load(str(METRICS / name), config_name, keep_in_memory=True)
 
 
