@@ -432,7 +432,7 @@ def test_a_space_runs_by_itself(folder, tmp_path):
     # Without the installed packages, whose code is that of the Space; and without serving the page.
     code = """
 import sys
-sys.path = [path for path in sys.path if "interbert" not in path.lower()]
+sys.meta_path = [finder for finder in sys.meta_path if "interbert" not in getattr(finder, "__module__", "")]
 import app, gradio, processing
 gradio.Blocks.launch = lambda page, **kwargs: print("launched")
 app.main()

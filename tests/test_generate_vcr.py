@@ -73,7 +73,8 @@ def test_the_test_split_has_no_labels(data):
 def test_the_same_scenes_give_the_same_bytes(data, tmp_path):
     write_vcr(data / "scenes", tmp_path / "vcr")
     paths = sorted(path.relative_to(data / "vcr") for path in (data / "vcr").rglob("*.json*"))
-    assert len(paths) == 3 + 120 + 6 + 4 or len(paths) > 100
+    assert {path.name for path in paths} >= {"train.jsonl", "val.jsonl", "test.jsonl"}
+    assert len(paths) == 3 + len(list((tmp_path / "vcr" / "vcr1images").rglob("*.json"))) > 100
     for path in paths:
         assert (tmp_path / "vcr" / path).read_bytes() == (data / "vcr" / path).read_bytes()
 
