@@ -244,11 +244,13 @@ def test_streaming_from_the_hub(folder, tmp_path):
     client = f"""
 from huggingface_hub import HfApi
 from processing import RegionStream
+from processing.streaming import load_split_alone
 HfApi().create_repo("org/regions", repo_type="dataset")
 HfApi().upload_folder(repo_id="org/regions", repo_type="dataset", folder_path={str(folder)!r})
 stream = RegionStream.open("org/regions", "train", rows_per_window=8)
 assert all(group.file.startswith("hf://datasets/org/regions@") for group in stream.row_groups)
 print(*[record["image_id"] for record in stream])
+print(*load_split_alone("org/regions", "train[:2]").image_ids)
 """
     with start_hub(tmp_path / "hub") as hub:
         result = subprocess.run(
@@ -260,7 +262,7 @@ print(*[record["image_id"] for record in stream])
             check=False,
         )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == [f"image-{i}" for i in range(NUM_ROWS)]
+    assert result.stdout.split() == [f"image-{i}" for i in (*range(NUM_ROWS), 0, 1)]
 
 
 def test_what_is_masked_of_a_pair_changes_from_pass_to_pass(folder):
