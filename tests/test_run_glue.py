@@ -258,6 +258,11 @@ def test_errors_of_models(glue, tmp_path, arguments, message):
         run(glue, "rte", tmp_path, "--bert_name_or_path", str(glue / "bert"), *arguments)
 
 
+def test_sentences_to_train_on_run_out(tmp_path):
+    with pytest.raises(ValueError, match="CoLA has too few sentences .* 5,000 validation examples"):
+        write_glue(tmp_path, num_train=10, num_validation=5000)
+
+
 def test_sentences_that_are_trained_on_are_not_evaluated(glue, tmp_path):
     sentences = [example.sentence1 for example in read_glue(glue / "CoLA" / "train.tsv", "cola")][:40]
     dataset = datasets.Dataset.from_dict({"sentence": sentences, "label": [0, 1] * 20})
@@ -330,4 +335,4 @@ def test_recipes():
         )
 
     assert parse("glue") == (128, 2e-5, 128, 3, 0.9999)
-    assert parse("glue", "glue_small") == (128, 5e-5, 32, 5, 0.9999)
+    assert parse("glue", "glue_small") == (128, 5e-5, 16, 2, 0.9999)
