@@ -33,9 +33,8 @@ With and without the weights of a BERT, otherwise alike:
         -- --recipe examples/recipes/flickr8k/pretrain.yaml --dataset_name FOLDER
 
 What stands behind `--` are arguments of run_pretrain.py, which all runs get; a recipe among them comes before the one
-that is compared. A comparison that was stopped goes on when
-the same command is given again; after each run it writes what is there: `comparison.json`, `comparison.md` and
-`comparison.png`.
+that is compared. A comparison that was stopped goes on when the same command is given again; after each run it writes
+what is there: `comparison.json`, `comparison.md` and `comparison.png`.
 """
 
 import argparse

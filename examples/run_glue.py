@@ -57,6 +57,7 @@ from finetuning import TaskArguments, load_metric, make_loader, predict, train_a
 from model_loading import ModelArguments, load_model
 from modeling_interbert import InterBERTForSequenceClassification
 from processing import InterBERTProcessor
+from processing.region_dataset import base_splits
 from processing.tasks import (
     GLUE_TASKS,
     STS_SCORES,
@@ -184,16 +185,11 @@ def _open_dataset(args: GLUEArguments, name: str) -> datasets.Dataset | None:
     try:
         if config_name is None and args.task_name in datasets.get_dataset_config_names(path):
             config_name = args.task_name
-        if not _base_splits(name) <= set(datasets.get_dataset_split_names(path, config_name)):
+        if not set(base_splits(name)) <= set(datasets.get_dataset_split_names(path, config_name)):
             return None
         return datasets.load_dataset(path, config_name, split=name)
     except (FileNotFoundError, ConnectionError, ValueError) as error:
         raise ValueError(f"Could not load split {name!r} of the dataset {path!r}: {error}") from error
-
-
-def _base_splits(name: str) -> set[str]:
-    """The splits that one is made of: train and validation of "train[:90%]+validation"."""
-    return {part.split("[")[0] for part in name.split("+")}
 
 
 def _check_apart(args: GLUEArguments):
@@ -202,9 +198,10 @@ def _check_apart(args: GLUEArguments):
         ValueError: rows are both in the split to train on and in that to evaluate on, as of train and train[:10%].
     """
     names = (args.train_split, args.validation_split)
-    if not set.intersection(*map(_base_splits, names)):
+    train_bases, validation_bases = (set(base_splits(name)) for name in names)
+    if not train_bases & validation_bases:
         return
-    wholes = {base: _open_dataset(args, base) for base in set.union(*map(_base_splits, names))}
+    wholes = {base: _open_dataset(args, base) for base in train_bases | validation_bases}
     if any(whole is None for whole in wholes.values()):
         return  # said where it is loaded
     lengths = {base: len(whole) for base, whole in wholes.items()}

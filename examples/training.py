@@ -990,7 +990,7 @@ class TrainingRun:
                 "each of which has a place of its own in a stream"
             )
         fixed = (*self.fixed_arguments, "dataloader_num_workers")
-        if "ema_decay" in changed and "None" in (str(before.get("ema_decay")), str(now.get("ema_decay"))):
+        if "ema_decay" in changed and "None" in (before.get("ema_decay"), now.get("ema_decay")):
             fixed = (*fixed, "ema_decay")
         wrong = [changed[name] for name in changed if name in fixed]
         if wrong:

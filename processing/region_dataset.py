@@ -19,7 +19,6 @@ Further columns, such as lists of captions, are read per row and by name.
 import hashlib
 import json
 import os
-import re
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -347,6 +346,11 @@ def _fingerprint(folder: str) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
+def base_splits(split: str) -> list[str]:
+    """The splits that one is made of: train and validation of `"train[:90%]+validation"`."""
+    return [part.split("[")[0] for part in split.split("+")]
+
+
 def read_region_detector(name_or_path: str, split: str, **hub_options) -> dict[str, Any] | None:
     """
     What found the regions of a dataset, as `InterBERTConfig.region_detector` has it, from the account of
@@ -371,7 +375,7 @@ def read_region_detector(name_or_path: str, split: str, **hub_options) -> dict[s
         except (EntryNotFoundError, RepositoryNotFoundError):  # a dataset of other files, or one read from the cache
             return None
     with open(report, encoding="utf-8") as file:
-        return json.load(file).get(re.split(r"[+\[]", split)[0], {}).get("region_detector")
+        return json.load(file).get(base_splits(split)[0], {}).get("region_detector")
 
 
 def load_region_dataset(name_or_path: str | os.PathLike, split: str, **kwargs) -> RegionDataset:

@@ -13,7 +13,6 @@ function of the seed, and of how many processes and workers read.
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -30,6 +29,7 @@ from .region_dataset import (
     REQUIRED_COLUMNS,
     VECTOR_COLUMNS,
     RegionDataset,
+    base_splits,
     read_region_detector,
 )
 from .sampling import shuffle_by_length
@@ -92,7 +92,7 @@ def load_split_alone(name_or_path: str | os.PathLike, split: str, **kwargs) -> R
         ValueError: there is no such dataset or split, or it does not consist of Parquet files.
     """
     path = os.path.expanduser(os.fspath(name_or_path))
-    found = {base: find_parquet_files(path, base, **kwargs) for base in re.sub(r"\[.*?\]", "", split).split("+")}
+    found = {base: find_parquet_files(path, base, **kwargs) for base in base_splits(split)}
     data_files = {base: files for base, (files, _) in found.items()}
     (_, features), *_ = found.values()
     hub_options = {name: kwargs[name] for name in ("revision", "token") if name in kwargs}
